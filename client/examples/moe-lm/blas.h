@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The core type of OpenBLAS. Distributions' OpenBLAS may take a new processor for an old one and
+ * run five times slower; OPENBLAS_CORETYPE corrects it, but is read when the library is loaded,
+ * before main(). So main() sets it and executes the program once more.
+ */
+#pragma once
+
+/*
+ * First thing in main(). Returns when OPENBLAS_CORETYPE was set already, when there is nothing to
+ * correct, or when executing failed (it then works, only slower). One BLAS thread from then on.
+ */
+void lm_blas_choose(char **argv);
+/* The core type in use. */
+const char *lm_blas_core(void);

@@ -1,0 +1,630 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Gather at the requester: the node's cache. A unit has one fetch at a time, which belongs to the
+ * cache and not to who began it; when its slices are here at one version it is published, and
+ * workers find it without a message. A slot is used again when its entry is withdrawn and nobody
+ * holds or pins it.
+ *
+ * Each wanted slice brings exactly one arrival, also when the version has moved on meanwhile; a
+ * fetch ends only with its last arrival, so that no late byte falls into a slot used again.
+ */
+#include "proto/base/num.h"
+#include "proto/base/status.h"
+#include "server/core/job.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct ae_local_page *page_of(const struct ae_worker *worker)
+{
+        return (struct ae_local_page *)worker->page->base;
+}
+
+int ae_cache_new(struct ae_job *job)
+{
+        const struct ae_layout *layout = job->layout;
+
+        job->slots = ae_core_alloc(job->n_slots, sizeof(*job->slots));
+        job->units = ae_core_alloc(layout->n_units, sizeof(*job->units));
+        job->updated = ae_core_alloc(layout->n_units, sizeof(*job->updated));
+        job->here = ae_core_alloc(layout->n_slices / 8 + 1, 1);
+        job->n_fetches = layout->n_units + 256;
+        job->fetches = ae_core_alloc(job->n_fetches, sizeof(*job->fetches));
+        job->cap_order = 4 * layout->n_units + 64;
+        job->order = ae_core_alloc(job->cap_order, sizeof(*job->order));
+        job->next_order = ae_core_alloc(job->cap_order, sizeof(*job->next_order));
+        for (uint32_t u = 0; u < layout->n_units; u++) {
+                struct ae_cache_unit *unit = &job->units[u];
+
+                unit->slot = AE_LOCAL_SLOT_NONE;
+                unit->fetch = AE_WIRE_NONE;
+                unit->frozen = true;
+                ae_list_init(&unit->waiters);
+                for (uint32_t s = 0; s < layout->units[u].n_segments; s++) {
+                        const struct ae_layout_segment *segment =
+                                &layout->segments[layout->units[u].segment_first + s];
+
+                        unit->frozen &= !segment->trainable && !segment->buffer;
+                }
+        }
+        for (uint32_t i = 0; i < job->n_fetches; i++)
+                ae_list_init(&job->fetches[i].waiters);
+        return 0;
+}
+
+static void drop_waiters(struct ae_list *waiters)
+{
+        struct ae_waiter *waiter;
+
+        ae_list_for_each_safe(waiter, waiters, link) {
+                ae_list_unlink(&waiter->link);
+                free(waiter);
+        }
+}
+
+void ae_cache_free(struct ae_job *job)
+{
+        for (uint32_t u = 0; job->units && u < job->layout->n_units; u++)
+                drop_waiters(&job->units[u].waiters);
+        for (uint32_t i = 0; i < job->n_fetches; i++)
+                drop_waiters(&job->fetches[i].waiters);
+        free(job->slots);
+        free(job->units);
+        free(job->updated);
+        free(job->here);
+        free(job->fetches);
+        free(job->order);
+        free(job->next_order);
+}
+
+/* ---- slots ------------------------------------------------------------------------------ */
+
+/* Whether anybody may be looking at a slot whose entry is withdrawn. */
+static bool slot_in_use(const struct ae_job *job, uint32_t slot)
+{
+        struct ae_worker *worker;
+
+        if (job->slots[slot].n_pins)
+                return true;
+        /* the entry's withdrawal stands before the look at the holds; pairs with the worker's fence
+         * between its hold and its second look at the entry */
+        atomic_thread_fence(memory_order_seq_cst);
+        ae_list_for_each(worker, &job->core->workers, link) {
+                if (worker->job == job && worker->page &&
+                    atomic_load_explicit(&page_of(worker)->holds[slot], memory_order_acquire))
+                        return true;
+        }
+        return false;
+}
+
+static void withdraw(struct ae_job *job, uint32_t u)
+{
+        struct ae_cache_unit *unit = &job->units[u];
+
+        if (unit->slot == AE_LOCAL_SLOT_NONE)
+                return;
+        atomic_store_explicit(&job->entries[u], ae_local_entry(0, AE_LOCAL_SLOT_NONE),
+                              memory_order_seq_cst);
+        job->slots[unit->slot].state = AE_SLOT_RETIRED;
+}
+
+static void publish(struct ae_job *job, uint32_t u)
+{
+        struct ae_cache_unit *unit = &job->units[u];
+        uint64_t version = unit->frozen ? AE_LOCAL_VERSION_ANY : job->version;
+
+        job->slots[unit->slot].state = AE_SLOT_PUBLISHED;
+        atomic_store_explicit(&job->entries[u], ae_local_entry(version, unit->slot),
+                              memory_order_release);
+}
+
+static void free_slot(struct ae_job *job, uint32_t slot)
+{
+        struct ae_cache_slot *s = &job->slots[slot];
+
+        ae_extents_give(&job->cache_free, s->off, s->len);
+        if (s->unit != AE_WIRE_NONE && job->units[s->unit].slot == slot)
+                job->units[s->unit].slot = AE_LOCAL_SLOT_NONE;
+        *s = (struct ae_cache_slot){ .state = AE_SLOT_FREE };
+}
+
+/* Retired slots that nobody holds any more become free. */
+static void sweep(struct ae_job *job)
+{
+        for (uint32_t i = 0; i < job->n_slots; i++) {
+                if (job->slots[i].state == AE_SLOT_RETIRED && !slot_in_use(job, i))
+                        free_slot(job, i);
+        }
+}
+
+/* How far away the next use of @unit is, in the learnt order; the order's length when unknown. */
+static uint32_t next_use(const struct ae_job *job, uint32_t unit)
+{
+        for (uint32_t i = 0; i < job->n_order; i++) {
+                if (job->order[(job->cursor + i) % job->n_order] == unit)
+                        return i;
+        }
+        return job->n_order;
+}
+
+/* The published unit whose next use is farthest and farther than @unit's, unheld. */
+static uint32_t pick_victim(struct ae_job *job, uint32_t unit, bool needed)
+{
+        uint32_t best = AE_WIRE_NONE;
+        uint32_t best_use = needed ? 0 : next_use(job, unit);
+
+        for (uint32_t u = 0; u < job->layout->n_units; u++) {
+                struct ae_cache_unit *other = &job->units[u];
+                uint32_t use;
+
+                if (u == unit || other->slot == AE_LOCAL_SLOT_NONE ||
+                    other->fetch != AE_WIRE_NONE ||
+                    job->slots[other->slot].state != AE_SLOT_PUBLISHED)
+                        continue;
+                use = next_use(job, u);
+                if ((best == AE_WIRE_NONE && needed) || use > best_use) {
+                        if (slot_in_use(job, other->slot))
+                                continue;
+                        best = u;
+                        best_use = use;
+                }
+        }
+        return best;
+}
+
+static uint32_t take_slot(struct ae_job *job, uint32_t unit, uint64_t len, bool needed)
+{
+        uint64_t off;
+        uint32_t slot = 0;
+
+        sweep(job);
+        while (!ae_extents_take(&job->cache_free, len, &off)) {
+                uint32_t victim = pick_victim(job, unit, needed);
+
+                if (victim == AE_WIRE_NONE)
+                        return AE_LOCAL_SLOT_NONE;
+                withdraw(job, victim);
+                if (slot_in_use(job, job->units[victim].slot)) {
+                        publish(job, victim); /* taken between our two looks */
+                        return AE_LOCAL_SLOT_NONE;
+                }
+                free_slot(job, job->units[victim].slot);
+        }
+        while (slot < job->n_slots && job->slots[slot].state != AE_SLOT_FREE)
+                slot++;
+        if (slot == job->n_slots) {
+                ae_extents_give(&job->cache_free, off, len);
+                return AE_LOCAL_SLOT_NONE;
+        }
+        job->slots[slot] = (struct ae_cache_slot){ .state = AE_SLOT_FILLING, .unit = AE_WIRE_NONE,
+                                                   .off = off, .len = len };
+        job->slot_table[slot] = (struct ae_local_slot){ .off = off, .len = len };
+        return slot;
+}
+
+/* ---- fetches ---------------------------------------------------------------------------- */
+
+static void push_want(struct ae_job *job, uint32_t node, const struct ae_wire_want_item *item)
+{
+        struct ae_job_peer *peer = &job->peers[node];
+
+        if (!peer->want || peer->want->n_items == peer->cap_wants) {
+                uint32_t cap = AE_MAX(2 * peer->cap_wants, 64u);
+                size_t size = sizeof(*peer->want) + cap * sizeof(peer->want->items[0]);
+
+                if (!peer->want)
+                        peer->want = ae_core_alloc(1, size);
+                else
+                        peer->want = realloc(peer->want, size);
+                if (!peer->want)
+                        abort();
+                peer->cap_wants = cap;
+        }
+        memcpy(&peer->want->items[peer->want->n_items], item, sizeof(*item));
+        peer->want->n_items++;
+        job->core->dirty = true;
+}
+
+void ae_cache_flush(struct ae_job *job)
+{
+        for (uint32_t node = 0; job->peers && node < job->core->options.n_nodes; node++) {
+                struct ae_wire_want *want = job->peers[node].want;
+
+                if (!want || !want->n_items)
+                        continue;
+                want->head = ae_job_head(job, AE_WIRE_WANT);
+                want->head.round = job->version;
+                ae_job_msg(job, node, want, sizeof(*want) + want->n_items * sizeof(want->items[0]));
+                want->n_items = 0;
+        }
+}
+
+struct count {
+        struct ae_fetch *fetch;
+        uint32_t last_node;
+        const struct ae_wire_want_item *item;
+};
+
+static void count_slice(struct ae_job *job, uint32_t slice, uint64_t image_off, uint64_t len,
+                        uint64_t slice_off, void *user)
+{
+        struct count *count = user;
+        uint32_t node = job->layout->slices[slice].node;
+        struct ae_job_peer *peer = &job->peers[node];
+
+        (void)image_off;
+        (void)len;
+        (void)slice_off;
+        count->fetch->n_left++;
+        if (!count->fetch->range)
+                job->here[slice / 8] &= (uint8_t)~(1u << (slice % 8));
+        /* one item per owner, whatever it owns of the unit */
+        if (peer->want && peer->want->n_items &&
+            peer->want->items[peer->want->n_items - 1].token == count->item->token)
+                return;
+        push_want(job, node, count->item);
+}
+
+static void fetch_done(struct ae_job *job, struct ae_fetch *fetch);
+
+/* Sends the wants of a fetch whose slot is set. */
+static void run_fetch(struct ae_job *job, struct ae_fetch *fetch, bool changed_only)
+{
+        struct ae_wire_want_item item = {
+                .unit = fetch->unit, .token = (uint32_t)(fetch - job->fetches),
+                .cache_off = job->slots[fetch->slot].off, .first = fetch->first, .len = fetch->len,
+                .changed_only = changed_only,
+        };
+        struct count count = { .fetch = fetch, .item = &item };
+
+        fetch->content = job->units[fetch->unit].content;
+        fetch->mixed = false;
+        fetch->n_left = 0;
+        ae_serve_each(job, &item, count_slice, &count);
+        if (fetch->n_left == 0)
+                fetch_done(job, fetch); /* a unit without bytes */
+}
+
+static struct ae_fetch *new_fetch(struct ae_job *job, uint32_t unit)
+{
+        for (uint32_t i = 0; i < job->n_fetches; i++) {
+                struct ae_fetch *fetch = &job->fetches[i];
+
+                if (fetch->used)
+                        continue;
+                fetch->used = true;
+                fetch->unit = unit;
+                fetch->range = false;
+                fetch->first = 0;
+                fetch->len = job->layout->units[unit].len;
+                return fetch;
+        }
+        return NULL;
+}
+
+/*
+ * Begins to fetch a unit if it is neither here nor on its way. @needed: somebody waits for it, so
+ * others may be evicted for it whatever the order says.
+ */
+static bool want_unit(struct ae_job *job, uint32_t u, bool needed)
+{
+        struct ae_cache_unit *unit = &job->units[u];
+        struct ae_fetch *fetch;
+        bool again = false;
+
+        if (unit->fetch != AE_WIRE_NONE ||
+            (unit->slot != AE_LOCAL_SLOT_NONE && job->slots[unit->slot].state == AE_SLOT_PUBLISHED))
+                return true;
+        fetch = new_fetch(job, u);
+        if (!fetch)
+                return false;
+        if (unit->slot != AE_LOCAL_SLOT_NONE && !slot_in_use(job, unit->slot)) {
+                again = job->slots[unit->slot].whole; /* its frozen part is still there */
+        } else {
+                unit->slot = take_slot(job, u, fetch->len, needed);
+        }
+        if (unit->slot == AE_LOCAL_SLOT_NONE) {
+                fetch->used = false;
+                return false;
+        }
+        job->slots[unit->slot].state = AE_SLOT_FILLING;
+        job->slots[unit->slot].unit = u;
+        fetch->slot = unit->slot;
+        unit->fetch = (uint32_t)(fetch - job->fetches);
+        run_fetch(job, fetch, again);
+        return true;
+}
+
+static void answer(struct ae_worker *worker, uint64_t token, int status, const struct ae_job *job,
+                   uint32_t slot)
+{
+        struct ae_local_cqe cqe = { .token = token, .status = status, .slot = AE_LOCAL_SLOT_NONE };
+
+        if (status == 0) {
+                job->slots[slot].n_pins++;
+                cqe.slot = slot;
+                cqe.version = job->version;
+                cqe.off = job->slots[slot].off;
+                cqe.len = job->slots[slot].len;
+        }
+        assert(worker->n_waiting > 0);
+        worker->n_waiting--;
+        if (status == 0 && worker->told && worker->n_waiting == 0) {
+                ae_local_text_set(&((struct ae_local_page *)worker->page->base)->why, "");
+                worker->told = false;
+        }
+        ae_ring_answer(worker, &cqe);
+}
+
+static void answer_all(struct ae_job *job, struct ae_list *waiters, int status, uint32_t slot)
+{
+        struct ae_waiter *waiter;
+
+        ae_list_for_each_safe(waiter, waiters, link) {
+                ae_list_unlink(&waiter->link);
+                answer(waiter->worker, waiter->token, status, job, slot);
+                ae_pool_give(&job->core->waiters, waiter);
+        }
+}
+
+static void fetch_done(struct ae_job *job, struct ae_fetch *fetch)
+{
+        struct ae_cache_unit *unit = &job->units[fetch->unit];
+        struct ae_cache_slot *slot = &job->slots[fetch->slot];
+
+        if (fetch->mixed || fetch->content != unit->content) {
+                run_fetch(job, fetch, slot->whole && !fetch->range); /* the version moved on */
+                return;
+        }
+        fetch->used = false;
+        slot->content = fetch->content;
+        if (fetch->range) {
+                slot->state = AE_SLOT_RETIRED; /* never published; freed with its last pin */
+                answer_all(job, &fetch->waiters, 0, fetch->slot);
+                return;
+        }
+        slot->whole = true;
+        unit->fetch = AE_WIRE_NONE;
+        publish(job, fetch->unit);
+        answer_all(job, &fetch->waiters, 0, fetch->slot);
+}
+
+void ae_cache_arrived(struct ae_job *job, uint32_t token, uint32_t slice, uint32_t stamp)
+{
+        const struct ae_layout_segment *segment;
+        struct ae_fetch *fetch;
+
+        if (slice >= job->layout->n_slices || token >= job->n_fetches ||
+            !job->fetches[token].used || job->fetches[token].n_left == 0) {
+                ae_job_fail(job, AE_EPROTO, "a slice arrived that nobody on node %u wanted",
+                            job->core->options.node);
+                return;
+        }
+        fetch = &job->fetches[token];
+        segment = &job->layout->segments[job->layout->slices[slice].segment];
+        if (stamp != (fetch->content & 0xff) && (segment->trainable || segment->buffer))
+                fetch->mixed = true;
+        if (!fetch->range)
+                job->here[slice / 8] |= (uint8_t)(1u << (slice % 8));
+        if (--fetch->n_left == 0)
+                fetch_done(job, fetch);
+}
+
+static void first_missing(struct ae_job *job, uint32_t slice, uint64_t image_off, uint64_t len,
+                          uint64_t slice_off, void *user)
+{
+        uint32_t *node = user;
+
+        (void)image_off;
+        (void)len;
+        (void)slice_off;
+        if (*node == AE_WIRE_NONE && !(job->here[slice / 8] >> (slice % 8) & 1))
+                *node = job->layout->slices[slice].node;
+}
+
+/* An owner that a fetch waits for. */
+uint32_t ae_cache_missing_node(struct ae_job *job, const struct ae_fetch *fetch)
+{
+        struct ae_wire_want_item item = { .unit = fetch->unit, .first = fetch->first,
+                                          .len = fetch->len };
+        uint32_t node = AE_WIRE_NONE;
+
+        ae_serve_each(job, &item, first_missing, &node);
+        return node;
+}
+
+/* ---- requests --------------------------------------------------------------------------- */
+
+/* The order of use is that of the node's first rank. */
+static void learn(struct ae_worker *worker, uint32_t unit)
+{
+        struct ae_job *job = worker->job;
+
+        if (job->n_next < job->cap_order)
+                job->next_order[job->n_next++] = unit;
+}
+
+static void wait_for(struct ae_worker *worker, struct ae_list *waiters, uint64_t token)
+{
+        struct ae_waiter *waiter = ae_pool_take(&worker->core->waiters);
+
+        waiter->worker = worker;
+        waiter->token = token;
+        ae_list_push(waiters, &waiter->link);
+}
+
+int ae_cache_gather(struct ae_worker *worker, const struct ae_local_sqe *sqe)
+{
+        struct ae_job *job = worker->job;
+        struct ae_cache_unit *unit;
+
+        if (sqe->unit >= job->layout->n_units)
+                return ae_fail(AE_EPROTO, "it gathers unit %u of %u", sqe->unit,
+                               job->layout->n_units);
+        unit = &job->units[sqe->unit];
+        unit->n_gathers++;
+        learn(worker, sqe->unit);
+        worker->n_waiting++;
+        if (unit->slot != AE_LOCAL_SLOT_NONE && unit->fetch == AE_WIRE_NONE &&
+            job->slots[unit->slot].state == AE_SLOT_PUBLISHED) {
+                answer(worker, sqe->token, 0, job, unit->slot);
+                return 0;
+        }
+        wait_for(worker, &unit->waiters, sqe->token);
+        if (want_unit(job, sqe->unit, true) && unit->fetch != AE_WIRE_NONE) {
+                struct ae_list *waiters = &job->fetches[unit->fetch].waiters;
+                struct ae_list *entry;
+
+                while ((entry = ae_list_pop(&unit->waiters)))
+                        ae_list_push(waiters, entry);
+        } else if (unit->slot != AE_LOCAL_SLOT_NONE && unit->fetch == AE_WIRE_NONE) {
+                answer_all(job, &unit->waiters, 0, unit->slot); /* was there at once */
+        } else {
+                unit->wanted = true;
+                job->starved = true;
+        }
+        return 0;
+}
+
+int ae_cache_range(struct ae_worker *worker, const struct ae_local_sqe *sqe)
+{
+        struct ae_job *job = worker->job;
+        struct ae_fetch *fetch;
+
+        if (sqe->unit >= job->layout->n_units ||
+            !ae_range_ok(sqe->first, sqe->n, job->layout->units[sqe->unit].len) || sqe->n == 0)
+                return ae_fail(AE_EPROTO, "it gathers a range beyond unit %u", sqe->unit);
+        worker->n_waiting++;
+        fetch = new_fetch(job, sqe->unit);
+        if (fetch) {
+                fetch->range = true;
+                fetch->first = sqe->first;
+                fetch->len = sqe->n;
+                fetch->slot = take_slot(job, sqe->unit, sqe->n, true);
+        }
+        if (!fetch || fetch->slot == AE_LOCAL_SLOT_NONE) {
+                if (fetch)
+                        fetch->used = false;
+                ae_local_text_set(
+                        &page_of(worker)->why,
+                        "the cache has no room for a range now: release views, or raise cache_len");
+                answer(worker, sqe->token, AE_EBUDGET, job, 0);
+                return 0;
+        }
+        wait_for(worker, &fetch->waiters, sqe->token);
+        run_fetch(job, fetch, false);
+        return 0;
+}
+
+int ae_cache_unpin(struct ae_worker *worker, const struct ae_local_sqe *sqe)
+{
+        struct ae_job *job = worker->job;
+
+        if (sqe->slot >= job->n_slots || job->slots[sqe->slot].n_pins == 0)
+                return ae_fail(AE_EPROTO, "it unpins slot %u, which is not pinned", sqe->slot);
+        job->slots[sqe->slot].n_pins--;
+        if (job->starved)
+                ae_cache_retry(job);
+        return 0;
+}
+
+int ae_cache_prefetch(struct ae_worker *worker, const struct ae_local_sqe *sqe)
+{
+        struct ae_job *job = worker->job;
+
+        if (sqe->unit >= job->layout->n_units)
+                return ae_fail(AE_EPROTO, "it prefetches unit %u of %u", sqe->unit,
+                               job->layout->n_units);
+        (void)want_unit(job, sqe->unit, false); /* a hint: without room nothing happens */
+        return 0;
+}
+
+/* Units that could not begin for want of room, and what a new version still lacks. */
+void ae_cache_retry(struct ae_job *job)
+{
+        job->starved = false;
+        for (uint32_t u = 0; u < job->layout->n_units; u++) {
+                struct ae_cache_unit *unit = &job->units[u];
+                struct ae_list *entry;
+
+                if (!unit->wanted)
+                        continue;
+                if (!want_unit(job, u, true)) {
+                        job->starved = true;
+                        continue;
+                }
+                unit->wanted = false;
+                if (unit->fetch == AE_WIRE_NONE) {
+                        answer_all(job, &unit->waiters, 0, unit->slot);
+                        continue;
+                }
+                while ((entry = ae_list_pop(&unit->waiters)))
+                        ae_list_push(&job->fetches[unit->fetch].waiters, entry);
+        }
+}
+
+/* ---- versions --------------------------------------------------------------------------- */
+
+/* The units in the order they were used, then the others; each once. */
+static void want_all(struct ae_job *job)
+{
+        for (uint32_t i = 0; i < job->n_order; i++)
+                (void)want_unit(job, job->order[i], false); /* as far as there is room */
+        for (uint32_t u = 0; u < job->layout->n_units; u++)
+                (void)want_unit(job, u, false);
+}
+
+void ae_cache_commit(struct ae_job *job)
+{
+        if (job->n_next) {
+                memcpy(job->order, job->next_order, job->n_next * sizeof(*job->order));
+                job->n_order = job->n_next;
+        }
+        job->n_next = 0;
+        job->cursor = 0;
+        for (uint32_t u = 0; u < job->layout->n_units; u++) {
+                struct ae_cache_unit *unit = &job->units[u];
+
+                if (job->updated[u]) {
+                        unit->content = job->version;
+                        if (unit->fetch == AE_WIRE_NONE)
+                                withdraw(job, u);
+                } else if (unit->slot != AE_LOCAL_SLOT_NONE &&
+                           job->slots[unit->slot].state == AE_SLOT_PUBLISHED) {
+                        publish(job, u); /* the same bytes at the new version */
+                }
+        }
+        want_all(job);
+}
+
+void ae_cache_fail(struct ae_job *job)
+{
+        for (uint32_t u = 0; job->units && u < job->layout->n_units; u++)
+                answer_all(job, &job->units[u].waiters, job->fail_status, 0);
+        for (uint32_t i = 0; i < job->n_fetches; i++)
+                answer_all(job, &job->fetches[i].waiters, job->fail_status, 0);
+}
+
+static void forget(struct ae_list *waiters, const struct ae_worker *worker)
+{
+        struct ae_waiter *waiter;
+
+        ae_list_for_each_safe(waiter, waiters, link) {
+                if (waiter->worker == worker) {
+                        ae_list_unlink(&waiter->link);
+                        free(waiter);
+                }
+        }
+}
+
+void ae_cache_worker_gone(struct ae_worker *worker)
+{
+        struct ae_job *job = worker->job;
+
+        for (uint32_t u = 0; job->units && u < job->layout->n_units; u++)
+                forget(&job->units[u].waiters, worker);
+        for (uint32_t i = 0; i < job->n_fetches; i++)
+                forget(&job->fetches[i].waiters, worker);
+}

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Get: the requester asks each owner, an owner puts its ranges into the requester's memory as soon
+ * as no apply is at work on them. The core's thread.
+ */
+#include "proto/base/cleanup.h"
+#include "proto/base/num.h"
+#include "proto/base/status.h"
+#include "server/core/state.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+/* ---- get -------------------------------------------------------------------------------- */
+
+void ae_get_piece_done(struct ae_request *request)
+{
+        if (--request->n_left == 0)
+                ae_state_finish(request, 0, "");
+}
+
+/* A fetch that this node serves, when its slices can be read. */
+struct fetch {
+        struct ae_list link;
+        uint32_t node;
+        Autoep__Fetch *message; /* owned; NULL: the request is ours */
+        struct ae_request *request;
+};
+
+static bool readable(const struct ae_job *job, const struct fetch *fetch)
+{
+        if (fetch->request) {
+                for (uint32_t i = 0; i < fetch->request->n_stretches; i++) {
+                        const struct ae_stretch *stretch = &fetch->request->stretches[i];
+                        uint32_t index = job->owned_of_slice[stretch->slice];
+
+                        if (index != AE_WIRE_NONE && job->owned[index].n_tasks)
+                                return false;
+                }
+                return true;
+        }
+        if (fetch->message->round > job->round)
+                return false; /* its sender has heard a Commit that is still on its way to us */
+        for (size_t i = 0; i < fetch->message->n_items; i++) {
+                const Autoep__StateItem *item = fetch->message->items[i];
+
+                if (ae_state_owner(job, item->tensor, item->first)->n_tasks)
+                        return false;
+        }
+        return true;
+}
+
+/* Our own stretches go by memcpy: between steps, on the core's thread, a worker waits for it. */
+static void serve_own(struct ae_job *job, struct ae_request *request)
+{
+        uint64_t n_own = 0;
+
+        for (uint32_t i = 0; i < request->n_stretches; i++) {
+                const struct ae_stretch *stretch = &request->stretches[i];
+                const struct ae_layout_tensor *home = &job->layout->tensors[stretch->tensor];
+                struct ae_region *region;
+                uint64_t off;
+
+                if (job->owned_of_slice[stretch->slice] == AE_WIRE_NONE)
+                        continue;
+                region = ae_state_locate(job, stretch->tensor, stretch->what, stretch->first, &off);
+                memcpy(request->region->base + stretch->off, region->base + off,
+                       stretch->n * ae_state_item_size(home, stretch->what));
+                n_own++;
+        }
+        for (; n_own > 0; n_own--) {
+                if (n_own == 1) {
+                        ae_get_piece_done(request); /* may free the request */
+                        return;
+                }
+                request->n_left--;
+        }
+}
+
+static void serve_peer(struct ae_job *job, struct fetch *fetch)
+{
+        struct ae_net_key key;
+
+        memcpy(key.bytes, fetch->message->key->key.data, sizeof(key.bytes));
+        for (size_t i = 0; i < fetch->message->n_items; i++) {
+                const Autoep__StateItem *item = fetch->message->items[i];
+                const struct ae_layout_tensor *home = &job->layout->tensors[item->tensor];
+                struct ae_region *region;
+                uint64_t off;
+
+                region = ae_state_locate(job, item->tensor, item->what, item->first, &off);
+                ae_job_put(job, fetch->node, AE_COOKIE_STATE, NULL, &key, fetch->message->offs[i],
+                           region, off, item->n * ae_state_item_size(home, item->what),
+                           ae_note_state(job->id, fetch->message->token));
+        }
+}
+
+static void free_fetch(struct fetch *fetch)
+{
+        ae_list_unlink(&fetch->link);
+        if (fetch->message)
+                ae_control_free(&fetch->message->base);
+        free(fetch);
+}
+
+void ae_state_pump(struct ae_job *job)
+{
+        struct fetch *fetch;
+
+        ae_list_for_each_safe(fetch, &job->deferred, link) {
+                struct ae_request *request = fetch->request;
+
+                if (!readable(job, fetch))
+                        continue;
+                if (request)
+                        serve_own(job, request);
+                else
+                        serve_peer(job, fetch);
+                free_fetch(fetch);
+        }
+}
+
+static void ask_peer(struct ae_request *request, uint32_t node)
+{
+        AE_CLEANUP(ae_cleanup_free) uint64_t *offs =
+                ae_core_alloc(request->n_stretches, sizeof(*offs));
+        AE_CLEANUP(ae_cleanup_free) Autoep__StateItem *items = NULL;
+        AE_CLEANUP(ae_cleanup_free) Autoep__StateItem **pointers = NULL;
+        const struct ae_core_options *options = &request->job->core->options;
+        Autoep__Fetch fetch = AUTOEP__FETCH__INIT;
+        Autoep__Key key = AUTOEP__KEY__INIT;
+
+        fetch.n_items = ae_state_items(request, node, &items, &pointers, offs);
+        if (!fetch.n_items)
+                return;
+        if (options->ops->grant(options->user, node, request->region, 0, request->region->len,
+                                &request->keys[node]) < 0) {
+                ae_job_fail(request->job, AE_ELOST, "%s", ae_error_text());
+                return;
+        }
+        request->keyed[node] = true;
+        key.key.data = request->keys[node].bytes;
+        key.key.len = sizeof(request->keys[node].bytes);
+        fetch.token = request->token;
+        fetch.key = &key;
+        fetch.items = pointers;
+        fetch.offs = offs;
+        fetch.n_offs = fetch.n_items;
+        fetch.round = request->job->round;
+        ae_job_control(request->job, node, AE_CONTROL_FETCH, &fetch.base);
+}
+
+void ae_get_start(struct ae_request *request)
+{
+        struct ae_job *job = request->job;
+        struct fetch *own;
+
+        request->n_left = request->n_stretches;
+        if (!request->n_left) {
+                ae_state_finish(request, 0, "");
+                return;
+        }
+        for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
+                if (node != job->core->options.node && job->state < AE_JOB_FAILED)
+                        ask_peer(request, node);
+        }
+        own = ae_core_alloc(1, sizeof(*own));
+        own->request = request;
+        ae_list_push(&job->deferred, &own->link);
+        ae_state_pump(job);
+}
+
+int ae_get_on_fetch(struct ae_job *job, uint32_t node, const Autoep__Fetch *message)
+{
+        struct fetch *fetch;
+        uint8_t *packed;
+        size_t len;
+        int r;
+
+        if (!job->owned || !message->key || message->key->key.len != sizeof(struct ae_net_key) ||
+            message->n_offs != message->n_items)
+                return ae_fail(AE_EPROTO, "FETCH from node %u does not fit", node);
+        r = ae_state_check_peer(job, message->items, message->n_items, false);
+        if (r < 0)
+                return r;
+        len = ae_control_size(&message->base);
+        packed = ae_core_alloc(1, len);
+        ae_control_pack(&message->base, packed);
+        fetch = ae_core_alloc(1, sizeof(*fetch));
+        fetch->node = node;
+        fetch->message = autoep__fetch__unpack(NULL, len, packed);
+        free(packed);
+        if (!fetch->message)
+                abort();
+        ae_list_push(&job->deferred, &fetch->link);
+        ae_state_pump(job);
+        return 0;
+}
+
+void ae_get_free(struct ae_job *job)
+{
+        struct fetch *fetch;
+
+        ae_list_for_each_safe(fetch, &job->deferred, link)
+                free_fetch(fetch);
+}

@@ -1,0 +1,642 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The core's own structures, shared by its files and by nobody else: a job on this node, its
+ * workers, its peers. Owned by the core's thread. Which file moves what:
+ *
+ *   core.c    entry of events, loopback of messages to oneself, task pool
+ *   form.c    ranks join                      start.c  from Start to a live job
+ *   life.c    states of a job, failing, leaving, freeing
+ *   memory.c  the regions of a job, its budget, grants
+ *   ring.c    a worker's submission ring
+ *   cache.c   gather: the node's cache        serve.c  gather: the owner's side
+ *   fold.c    scatter: this node's sums       owner.c  scatter: the owner's sums
+ *   round.c   end, vote, verdict              apply.c  optimizer after a verdict
+ *   wait.c    who is waited for, in words check.c   what a peer may say
+ *   flow.c    exchange between workers        state.c  get and put
+ */
+#pragma once
+
+#include "proto/base/pool.h"
+#include "proto/wire/group.h"
+#include "server/core/core.h"
+#include "server/core/extent.h"
+#include "server/core/shard.h"
+#include "server/core/task.h"
+
+#define AE_LANE_DONE UINT32_MAX /* lane_micro of a lane that has nothing more in the round */
+
+/* ---- sums ------------------------------------------------------------------------------- */
+
+/* A sum group: consecutive ranks of one node, first summed among themselves. */
+struct ae_sum_group {
+        uint32_t node;
+        uint32_t local;      /* its index among the groups of its node */
+        uint32_t first_rank; /* the lowest */
+        uint32_t n_ranks;
+        uint32_t *ranks;     /* owned; ascending */
+};
+
+enum ae_piece_state { AE_PIECE_RING, AE_PIECE_MOVING, AE_PIECE_OVERFLOW, AE_PIECE_FOLDING };
+
+/* A piece of a gradient that waits for its turn or is being folded. */
+struct ae_piece {
+        struct ae_list link;      /* in its cell's pending list or in a fold */
+        struct ae_worker *worker; /* borrowed */
+        struct ae_cell *cell;     /* borrowed */
+        enum ae_piece_state state;
+        uint32_t unit, micro, lane;
+        uint32_t dtype;
+        uint64_t first, n;        /* elements of the unit's gradient image */
+        const char *data;         /* in the worker's ring or in overflow */
+        uint64_t ring_pos;        /* absolute */
+        uint32_t len;
+        bool in_ring;             /* its ring bytes are not free yet */
+        bool in_order;            /* its worker's order still names it */
+        bool done;                /* folded or dropped; freed once out of the order */
+};
+
+/* At most AE_LOCAL_PIECE_N elements of a unit's gradient image, as summed by one group. */
+struct ae_cell {
+        struct ae_list pending; /* struct ae_piece by (micro, lane) */
+        struct ae_list folding; /* those of the running fold, in its order */
+        struct ae_sum *sum;     /* borrowed */
+        uint32_t index;
+        bool busy;              /* a fold runs on it */
+        bool started;           /* the accumulator holds this round's sum */
+};
+
+/* One unit's sum in one local group. */
+struct ae_sum {
+        struct ae_job *job;
+        uint32_t group;          /* local index */
+        uint32_t unit;
+        uint32_t n_lanes, n_uses;
+        uint32_t *lane_micro;    /* owned; per lane: micro-batches before it are settled */
+        uint32_t n_open;         /* lanes that are not AE_LANE_DONE */
+        struct ae_cell *cells;   /* owned */
+        uint32_t n_cells;
+        uint32_t n_pending;      /* pieces not folded yet, over all cells */
+        bool any;                /* somebody scattered */
+        bool final;              /* no more pieces this round */
+        bool queued;             /* its parts are on their way to the owners */
+};
+
+/* Where one part of a slice stands at its owner. */
+struct ae_part {
+        uint16_t next;      /* first global group that is not settled */
+        bool busy, started, complete;
+        double norm2;
+        struct ae_list arrived; /* struct ae_arrival by group */
+};
+
+struct ae_arrival {
+        struct ae_list link;
+        uint32_t group;   /* global */
+        uint32_t node;
+        uint32_t slot;    /* in that sender's inbox */
+};
+
+/* A slice that this node owns. */
+struct ae_owned {
+        struct ae_job *job;
+        uint32_t slice;          /* layout index */
+        uint32_t unit;
+        bool trainable;
+        uint64_t content;        /* version at which its bytes last changed */
+        bool ready;              /* not being changed */
+        uint32_t n_puts;         /* posted from its weights and not done */
+        uint32_t n_tasks;        /* apply tasks that touch it and are not done */
+        struct ae_list waiting;  /* struct ae_serve: wanted when it is ready */
+        struct ae_part *parts;   /* owned; trainable only */
+        uint32_t n_parts;
+        uint32_t n_incomplete;
+};
+
+/* A slice that a requester wants. */
+struct ae_serve {
+        struct ae_list link;
+        struct ae_owned *owned;
+        uint32_t node;
+        struct ae_wire_want_item item;
+        uint64_t version;
+};
+
+/* A part on its way to an owner that has no free slot, or being narrowed. */
+struct ae_send {
+        struct ae_list link;
+        struct ae_job *job;
+        uint32_t group;  /* local */
+        uint32_t slice;
+        uint32_t part;   /* next to send */
+        uint32_t slot;   /* NARROW under way: its slot */
+};
+
+/* ---- cache ------------------------------------------------------------------------------ */
+
+enum ae_slot_state { AE_SLOT_FREE, AE_SLOT_FILLING, AE_SLOT_PUBLISHED, AE_SLOT_RETIRED };
+
+struct ae_cache_slot {
+        enum ae_slot_state state;
+        uint32_t unit;       /* AE_WIRE_NONE: a range */
+        uint32_t n_pins;     /* answered requests that have not unpinned */
+        uint64_t off, len;
+        uint64_t content;    /* version of its bytes */
+        bool whole;          /* frozen segments are in it */
+};
+
+struct ae_waiter {
+        struct ae_list link;
+        struct ae_worker *worker;
+        uint64_t token;
+};
+
+struct ae_fetch {
+        bool used;
+        uint32_t unit, slot;
+        bool range;
+        uint64_t first, len;     /* bytes of the unit's image */
+        uint64_t content;        /* expected version of the slices */
+        uint32_t n_left;         /* slices not here yet */
+        bool mixed;              /* some came at another version */
+        struct ae_list waiters;  /* struct ae_waiter */
+};
+
+struct ae_cache_unit {
+        uint32_t slot;       /* published or filling; AE_LOCAL_SLOT_NONE */
+        uint32_t fetch;      /* AE_WIRE_NONE */
+        uint64_t content;    /* version at which the unit last changed */
+        bool frozen;         /* all its segments are */
+        bool wanted;         /* a fetch could not begin for want of room */
+        uint64_t n_gathers;  /* misses answered */
+        struct ae_list waiters; /* of a fetch that could not begin */
+};
+
+/* ---- peers and workers ------------------------------------------------------------------ */
+
+struct ae_job_peer {
+        bool granted;                /* its Grants came */
+        bool ready, prepared, voted, ended; /* decider and round */
+        struct ae_net_key cache, inbox;
+        struct ae_net_key *xin;      /* owned; one per rank of that node */
+        uint32_t n_xin;
+        bool own;                    /* we granted it: */
+        struct ae_net_key own_cache, own_inbox;
+        struct ae_net_key *own_xin;  /* owned; one per local rank */
+        /* as sender of parts to it */
+        uint32_t *free_slots;        /* owned stack */
+        uint32_t n_free;
+        struct ae_list sends;        /* struct ae_send */
+        /* as owner of parts from it */
+        uint32_t *credit;            /* owned; slots to give back */
+        uint32_t n_credit;
+        uint32_t n_held;             /* slots whose parts are not folded yet */
+        uint8_t *scattered;          /* owned; its END bitmap of the round */
+        uint32_t n_groups;           /* sum groups it has */
+        struct ae_wire_vote *vote;   /* owned; decider */
+        size_t vote_len;
+        /* wants to be flushed */
+        struct ae_wire_want *want;   /* owned; being filled */
+        uint32_t cap_wants;
+};
+
+struct ae_flow_out { /* from a local rank to any */
+        uint64_t sent, consumed;
+        struct ae_list pending; /* struct ae_flow_msg */
+};
+
+struct ae_flow_msg {
+        struct ae_list link;      /* in its flow's pending list */
+        struct ae_core *core;     /* borrowed */
+        struct ae_worker *worker; /* borrowed; NULL when it is gone */
+        uint32_t src, dst;        /* ranks */
+        uint64_t pos;
+        uint32_t len;
+        uint64_t seq;
+        bool done;
+        struct ae_list order; /* among the worker's, for freeing its ring in order */
+};
+
+struct ae_worker {
+        struct ae_list link;      /* core's list */
+        struct ae_core *core;
+        struct ae_job *job;       /* borrowed; NULL after failing to join */
+        void *session;            /* the executor's */
+        bool reader, joined, asked, registered, left, dead; /* asked: Register not answered */
+        uint32_t rank, local;     /* local: index among the node's ranks */
+        uint32_t group, lane0;    /* its sum group (local) and place in it */
+        int32_t pid;
+        uint32_t uid;
+        uint64_t incarnation;
+        uint64_t hold_len;
+        struct ae_region *page, *grad, *xout, *xin;
+        int efd[2];               /* executor's: wakes daemon, wakes worker */
+        struct ae_model *model;   /* owned; what it registered */
+        struct ae_region *init;   /* owned; initial values */
+        uint32_t sq_head, cq_tail;
+        bool told;                /* its page says what it waits for */
+        bool closed;              /* asked for the step in this round */
+        bool step_waits;          /* a STEP that waits for a put to commit */
+        uint32_t micro;           /* in which micro-batch it is */
+        uint32_t n_waiting;       /* gathers not answered */
+        uint64_t grad_free;       /* absolute ring position */
+        struct ae_piece **order;  /* owned ring: pieces in ring order */
+        uint32_t order_head, order_tail, order_cap;
+        struct ae_local_step *step; /* owned copy of the request */
+        struct ae_flow_out *flows;  /* owned; per rank of the world */
+        uint64_t *flow_in;          /* owned; per source rank: next sequence number expected */
+        struct ae_list flow_order;  /* struct ae_flow_msg by ring position */
+        uint64_t xout_free;
+};
+
+/* Ranks as the decider sees them while a job forms. */
+struct ae_member {
+        bool joined, left, closed;
+        uint32_t node;
+        int32_t pid;
+        uint64_t incarnation;
+};
+
+enum ae_job_state {
+        AE_JOB_FORMING,  /* ranks join, rank 0 offers a model */
+        AE_JOB_STARTING, /* memory, grants, ready */
+        AE_JOB_LOADING,  /* initial values on their way */
+        AE_JOB_LIVE,
+        AE_JOB_FAILED,
+        AE_JOB_ENDED,
+        AE_JOB_N_STATES
+};
+
+enum ae_round_state {
+        AE_ROUND_OPEN,     /* ranks scatter and close */
+        AE_ROUND_ENDED,    /* END sent */
+        AE_ROUND_VOTED,
+        AE_ROUND_PREPARED, /* verdict noted */
+        AE_ROUND_N_STATES
+};
+
+/* A put that passes through this node, as requester or as owner. */
+struct ae_stage {
+        struct ae_list link;
+        uint64_t put_id;
+        uint32_t node;             /* whose put */
+        struct ae_region *region;  /* owned: the bytes */
+        Autoep__Stage *message;    /* owned: the items */
+        struct ae_net_key key;     /* what the requester was granted */
+        bool granted;
+        uint64_t n_left;           /* items whose bytes have not come */
+};
+
+struct ae_request; /* state.c: a get or put of a local worker */
+
+struct ae_job {
+        struct ae_list link; /* core's list */
+        struct ae_core *core;
+        char *name, *token;  /* owned */
+        uint32_t uid;
+        uint32_t id;         /* decider's number; AE_WIRE_NONE until known */
+        enum ae_job_state state;
+        int fail_status;
+        char why[AE_WIRE_TEXT * 2];
+        uint32_t world;
+        uint64_t epoch, round, version;
+        uint32_t n_tasks_out, n_puts_out; /* in the executor's hands; freed only without */
+        bool released;       /* to be freed as soon as they are done */
+        bool committed;      /* initial values are in place */
+
+        /* decider */
+        struct ae_member *members; /* owned; per rank */
+        uint32_t n_joined, n_ready, n_votes, n_prepared, n_left;
+        struct ae_model *offer;    /* owned */
+        bool deciding;             /* a verdict is on its way */
+        uint16_t decision;         /* its number */
+        uint64_t closed_since_ns;  /* first rank closed the round; 0: none */
+        uint64_t waiting_sent_ns;
+        uint64_t pause_ns;         /* by which deadlines have grown in this epoch */
+
+        /* from Start on */
+        struct ae_model *model;    /* owned */
+        struct ae_layout *layout;  /* owned */
+        struct ae_group_topology topology;
+        uint32_t *rank_node;       /* owned */
+        uint32_t *rank_local;      /* owned; index among its node's ranks */
+        struct ae_sum_group *groups; /* owned; in order of first rank */
+        uint32_t n_groups;
+        uint32_t *local_groups;    /* owned; global index of each local group */
+        uint32_t n_local_groups;
+        uint32_t n_local;          /* ranks of this node */
+        struct ae_worker **locals; /* owned array; by local index; NULL when gone */
+        uint32_t *n_uses;          /* owned; per unit */
+        struct ae_job_peer *peers; /* owned; per node */
+
+        /* memory */
+        struct ae_region **buried; /* owned array: regions of ranks that are gone */
+        uint32_t n_buried;
+        struct ae_region *params, *shard_region, *acc, *total, *inbox, *overflow, *out;
+        struct ae_local_params *page; /* in params */
+        _Atomic uint64_t *entries;
+        struct ae_local_slot *slot_table;
+        struct ae_shard shard;
+        uint64_t memory_len;
+        uint64_t slot_len;
+        uint32_t part_n;           /* elements of a part */
+        struct ae_extents overflow_free, cache_free;
+
+        /* sums */
+        struct ae_sum *sums;       /* owned; local group major, then unit */
+        uint32_t n_closed;         /* local ranks that asked for the step */
+        struct ae_owned *owned;    /* owned; by layout order */
+        uint32_t n_owned;
+        uint32_t *owned_of_slice;  /* owned; AE_WIRE_NONE: not ours */
+        uint32_t n_incomplete;     /* parts */
+        enum ae_round_state round_state;
+        bool kept; /* REFUSED, a put: sums and micro-batches stay for the next round */
+        uint32_t n_ended;          /* nodes whose END came */
+        struct ae_wire_bad bad;    /* first trouble seen on this node in the round */
+        bool redo;                 /* overflow was full: why in bad.text */
+        struct ae_wire_verdict verdict; /* noted */
+        uint16_t noted;            /* number of that decision */
+        uint64_t *counts;          /* owned; of the verdict */
+        uint32_t n_counts, n_buffer_counts;
+        struct ae_wire_end *end;         /* owned; being sent */
+        struct ae_wire_vote *vote;       /* owned; likewise */
+        struct ae_wire_prepare *prepare; /* owned; decider */
+        bool *updated;             /* owned; per unit: its bytes changed in the last commit */
+        bool *stepped;             /* owned; per unit: somebody scattered it */
+        uint64_t *steps;           /* owned; optimizer steps per tensor */
+        struct ae_adamw *adamw;    /* owned; per tensor */
+        struct ae_sgd *sgd;
+        bool *absent;
+        struct ae_apply_run *runs; /* owned; all trainable runs of the shard, in order */
+        uint32_t n_runs;
+        struct ae_apply_run *step_runs; /* owned; those of the running step */
+        uint32_t n_applying;       /* apply tasks not done */
+        struct ae_list early;      /* struct ae_early: of the next round */
+        struct ae_list applies;    /* apply tasks that wait for puts */
+        struct ae_list deferred;   /* fetches of state that wait for it */
+
+        /* cache */
+        struct ae_cache_slot *slots;   /* owned */
+        uint32_t n_slots;
+        struct ae_cache_unit *units;   /* owned */
+        uint8_t *here;                 /* owned bitmap; per slice: arrived for its unit's fetch */
+        struct ae_fetch *fetches;      /* owned */
+        uint32_t n_fetches;
+        uint32_t *order;               /* owned; units in order of use in the last round */
+        uint32_t n_order, cap_order, cursor;
+        uint32_t *next_order;          /* owned; of this round, being learnt */
+        uint32_t n_next;
+        bool starved;                  /* somebody waits for room */
+
+        /* state from outside */
+        struct ae_list stages;    /* struct ae_stage */
+        struct ae_list requests;  /* struct ae_request */
+        bool put_prepared;        /* STEPs wait until it commits or is called off */
+        uint64_t put_id, put_node;/* of the put being decided (decider) */
+};
+
+/* What came before its time: a peer that heard of Start or Commit before us. */
+struct ae_early {
+        struct ae_list link;
+        uint32_t node;
+        uint32_t job;       /* id */
+        bool notify;        /* a put's note; otherwise a msg in data */
+        uint64_t note, off, put_len;
+        size_t len;
+        char data[];
+};
+
+struct ae_core {
+        struct ae_core_options options;
+        struct ae_list jobs;      /* struct ae_job */
+        struct ae_list workers;   /* struct ae_worker without a job or with */
+        struct ae_list loop, loop_free; /* messages to oneself, FIFO */
+        bool settling;
+        struct ae_peer {
+                bool up;
+                uint64_t incarnation;
+                char note[AE_WIRE_TEXT];
+        } *peers;                 /* owned; per node */
+        struct ae_pool tasks, cookies, pieces, sends, serves, waiters, flow_msgs, arrivals;
+        struct ae_list early;     /* struct ae_early: for jobs that have not started here yet */
+        uint64_t now_ns;
+        uint32_t next_job;
+        uint64_t memory_len;      /* of all jobs */
+        uint32_t next_token;
+        struct ae_core_stats stats;
+        bool dirty;               /* wants or credits may have to be flushed */
+};
+
+/* ---- core.c ----------------------------------------------------------------------------- */
+
+/* Works off messages to oneself and sends what was collected; at the end of every event. */
+void ae_core_settle(struct ae_core *core);
+bool ae_core_is_decider(const struct ae_core *core);
+void ae_core_log(struct ae_core *core, int level, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+/* To a node, the own one included. */
+void ae_job_msg(struct ae_job *job, uint32_t node, const void *data, size_t len);
+void ae_job_msg_all(struct ae_job *job, const void *data, size_t len);
+void ae_core_control(struct ae_core *core, uint32_t node, uint32_t job_id, uint32_t type,
+                     const ProtobufCMessage *message);
+void ae_job_control(struct ae_job *job, uint32_t node, uint32_t type,
+                    const ProtobufCMessage *message);
+struct ae_wire_head ae_job_head(const struct ae_job *job, enum ae_wire_op op);
+struct ae_job *ae_core_job(struct ae_core *core, uint32_t id);
+struct ae_job *ae_core_job_named(struct ae_core *core, const char *name);
+
+/* A task from the pool; never NULL. Returns to the pool after its done(). */
+struct ae_task *ae_job_task(struct ae_job *job, enum ae_task_kind kind,
+                            void (*done)(struct ae_task *task), void *owner);
+void ae_job_run(struct ae_task *task);
+
+void ae_worker_error(struct ae_worker *worker, uint64_t id, int status, const char *text);
+void ae_worker_wake(struct ae_worker *worker);
+/* Keeps a msg (@data) or a note for later; and plays a list back. */
+void ae_early_msg(struct ae_list *list, uint32_t job, uint32_t node, const void *data, size_t len);
+void ae_early_note(struct ae_list *list, uint32_t node, uint64_t note, uint64_t off, uint64_t len);
+void ae_early_play(struct ae_core *core, struct ae_list *list, uint32_t job);
+/* Aborts on failure: the core's own small tables, made while a job forms or first grows. */
+void *ae_core_alloc(size_t n, size_t size);
+
+/* ---- check.c ---------------------------------------------------------------------------- */
+
+/* No id is left for another job. */
+bool ae_core_jobs_full(const struct ae_core *core);
+/* AE_EPROTO when a peer may not say that, or not now; @job: NULL when there is none of that id. */
+int ae_check_control(const struct ae_core *core, const struct ae_job *job, uint32_t node,
+                     const struct ae_wire_head *head, const ProtobufCMessage *message);
+int ae_check_hot(const struct ae_job *job, uint32_t node, const struct ae_wire_head *head,
+                 size_t len);
+
+/* ---- life.c, start.c ----------------------------------------------------------------------- */
+
+struct ae_job *ae_job_new(struct ae_core *core, const char *name, uint32_t world,
+                          const char *token, uint32_t uid);
+bool ae_job_has_workers(const struct ae_job *job);
+void ae_form_left(struct ae_job *job, uint32_t rank); /* decider: a rank has left */
+void ae_start_maybe(struct ae_job *job);              /* decider: Start, when all are there */
+void ae_start_on(struct ae_core *core, uint32_t id, const Autoep__Start *start);
+void ae_start_peer_up(struct ae_job *job);            /* a peer is connected that Start may lack */
+void ae_start_ready(struct ae_job *job, uint32_t node, const Autoep__Ready *ready);
+
+/* ---- form.c ----------------------------------------------------------------------------- */
+
+void ae_job_move(struct ae_job *job, enum ae_job_state to);
+/* The job cannot go on: tells everyone, once. @text names what was lost and the round. */
+void ae_job_fail(struct ae_job *job, int status, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+void ae_job_failed(struct ae_job *job, int status, const char *text); /* told by another */
+/* Frees the job when no worker is attached any more. */
+void ae_job_release(struct ae_job *job);
+void ae_form_control(struct ae_core *core, uint32_t job_id, uint32_t node, uint32_t type,
+                     const ProtobufCMessage *message);
+void ae_form_register(struct ae_worker *worker, Autoep__Register *message, int fd);
+void ae_form_leave(struct ae_worker *worker, uint64_t id);
+void ae_form_committed(struct ae_job *job); /* initial values are in: the job is live */
+void ae_form_granted(struct ae_job *job);
+void ae_form_tick(struct ae_job *job);
+/* Shows a text to the workers that wait to be registered. */
+void ae_form_show(struct ae_job *job, const char *text);
+
+/* ---- memory.c --------------------------------------------------------------------------- */
+
+/* Plans and makes all regions; AE_EBUDGET with the figures. */
+int ae_memory_new(struct ae_job *job);
+void ae_memory_free(struct ae_job *job);
+/* Bytes that a process may hold when it does not say: the two largest units. */
+uint64_t ae_memory_allowance(const struct ae_job *job);
+int ae_memory_grant(struct ae_job *job, uint32_t node);
+void ae_memory_granted(struct ae_job *job, uint32_t node, const Autoep__Grants *grants);
+uint64_t ae_memory_inbox_off(const struct ae_job *job, uint32_t node);
+int ae_memory_worker(struct ae_worker *worker); /* xout and xin, once the world is known */
+
+/* ---- ring.c, cache.c, serve.c ----------------------------------------------------------- */
+
+/* AE_EPROTO when the worker wrote nonsense. */
+int ae_ring_drain(struct ae_worker *worker);
+void ae_ring_answer(struct ae_worker *worker, const struct ae_local_cqe *cqe);
+
+int ae_cache_new(struct ae_job *job);
+void ae_cache_free(struct ae_job *job);
+int ae_cache_gather(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+int ae_cache_range(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+int ae_cache_unpin(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+int ae_cache_prefetch(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+void ae_cache_arrived(struct ae_job *job, uint32_t token, uint32_t slice, uint32_t stamp);
+/* A new version is there: units in job->updated have changed. */
+void ae_cache_commit(struct ae_job *job);
+void ae_cache_retry(struct ae_job *job); /* somebody waits for room */
+void ae_cache_fail(struct ae_job *job);
+void ae_cache_worker_gone(struct ae_worker *worker);
+void ae_cache_flush(struct ae_job *job); /* sends collected wants */
+uint32_t ae_cache_missing_node(struct ae_job *job, const struct ae_fetch *fetch);
+
+int ae_serve_want(struct ae_job *job, uint32_t node, const struct ae_wire_want *want);
+void ae_serve_item(struct ae_job *job, uint32_t node, const struct ae_wire_want_item *item,
+                   uint64_t version);
+void ae_serve_ready(struct ae_owned *owned); /* it can be read again */
+void ae_serve_put_done(struct ae_owned *owned);
+/* Slices of @unit that overlap [first, first + len) of its image, frozen ones only if wanted. */
+typedef void (*ae_slice_fn)(struct ae_job *job, uint32_t slice, uint64_t image_off, uint64_t len,
+                            uint64_t slice_off, void *user);
+void ae_serve_each(struct ae_job *job, const struct ae_wire_want_item *item, ae_slice_fn fn,
+                   void *user);
+
+/* ---- fold.c, owner.c -------------------------------------------------------------------- */
+
+int ae_fold_new(struct ae_job *job);
+void ae_fold_free(struct ae_job *job);
+int ae_fold_piece(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+int ae_fold_scattered(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+int ae_fold_micro_end(struct ae_worker *worker, uint32_t micro);
+void ae_fold_close(struct ae_worker *worker); /* the rank closes its round */
+void ae_fold_reset(struct ae_job *job);       /* a new round begins */
+bool ae_fold_started(const struct ae_job *job);
+/* Whether all local sums are through: what they found of NaN and Inf is known. */
+bool ae_fold_ended(const struct ae_job *job);
+void ae_fold_worker_gone(struct ae_worker *worker);
+void ae_fold_send(struct ae_job *job, uint32_t node); /* slots came free */
+void ae_fold_put_slot(struct ae_job *job, uint32_t node, uint32_t slot);
+
+int ae_owner_new(struct ae_job *job);
+void ae_owner_free(struct ae_job *job);
+int ae_owner_arrived(struct ae_job *job, uint32_t node, uint64_t note, uint64_t off, uint64_t len);
+void ae_owner_local_final(struct ae_job *job, uint32_t group, uint32_t slice);
+void ae_owner_pump(struct ae_owned *owned); /* its sums may be written again */
+void ae_owner_settle(struct ae_job *job); /* more is known about who scatters nothing */
+void ae_owner_reset(struct ae_job *job);
+double ae_owner_norm2(const struct ae_job *job);
+void ae_owner_flush(struct ae_job *job); /* gives credits back */
+struct ae_sum *ae_job_sum(const struct ae_job *job, uint32_t local_group, uint32_t unit);
+/* 1 yes, 0 no, -1 not known yet: whether a global group scattered a unit in this round. */
+int ae_round_scattered(const struct ae_job *job, uint32_t group, uint32_t unit);
+
+/* ---- round.c, apply.c ------------------------------------------------------------------- */
+
+void ae_round_begin(struct ae_job *job);
+int ae_round_step(struct ae_worker *worker);
+void ae_round_progress(struct ae_job *job); /* something that END or VOTE waits for has happened */
+int ae_round_msg(struct ae_job *job, uint32_t node, const struct ae_wire_head *head, size_t len);
+void ae_round_put(struct ae_job *job, uint32_t node, uint64_t put_id, uint64_t version,
+                  bool initial); /* decider */
+bool ae_round_next_may_come(const struct ae_job *job);
+void ae_round_put_reply(struct ae_job *job, uint32_t node, const Autoep__DecideReply *reply);
+void ae_round_pause(struct ae_job *job, const Autoep__PauseNote *note);
+void ae_round_tick(struct ae_job *job); /* wait.c, like those below */
+int ae_wait_closed(struct ae_job *job, const struct ae_wire_closed *closed, size_t len);
+/* On another node than the decider's: until it says more. */
+void ae_wait_for_word(struct ae_job *job);
+int ae_wait_shown(struct ae_job *job, const struct ae_wire_waiting *waiting, size_t len);
+void ae_round_bad(struct ae_job *job, const struct ae_piece *piece);
+
+int ae_apply_new(struct ae_job *job);
+void ae_apply_free(struct ae_job *job);
+void ae_apply_step(struct ae_job *job);  /* job->verdict says APPLIED */
+void ae_apply_pump(struct ae_job *job);  /* puts have finished */
+
+/* ---- flow.c, state.c -------------------------------------------------------------------- */
+
+int ae_flow_send(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+int ae_flow_ack(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+int ae_flow_arrived(struct ae_job *job, uint64_t note);
+int ae_flow_credit(struct ae_job *job, const struct ae_wire_xcredit *credit, size_t len);
+void ae_flow_put_done(struct ae_flow_msg *message);
+void ae_flow_free(struct ae_worker *worker);
+
+void ae_state_request(struct ae_worker *worker, uint32_t type, ProtobufCMessage *message, int fd);
+void ae_state_initial(struct ae_worker *worker); /* rank 0's initial values */
+int ae_state_control(struct ae_job *job, uint32_t node, uint32_t type,
+                     const ProtobufCMessage *message);
+void ae_state_arrived(struct ae_job *job, uint32_t node, struct ae_net_mem *mem, uint32_t token);
+/* The put that the verdict names takes effect here; fills job->updated. */
+void ae_state_commit(struct ae_job *job);
+/* After it: tells the requester's node that gathers here have the put's version. */
+void ae_put_shown(struct ae_job *job);
+void ae_put_seen(struct ae_job *job, uint64_t put_id); /* at the requester: by one more node */
+/* A put that this node asked for will not take effect. */
+void ae_state_put_off(struct ae_job *job, uint64_t put_id, int status, const char *text);
+void ae_state_pump(struct ae_job *job);  /* slices became ready */
+/* Whether a request of @worker waits; says for whom. */
+bool ae_state_waits(const struct ae_worker *worker, char *text, size_t size);
+void ae_state_put_done(struct ae_request *request); /* one from its memory */
+void ae_state_worker_gone(struct ae_worker *worker);
+void ae_state_fail(struct ae_job *job);
+void ae_state_free(struct ae_job *job);
+
+/* ---- put cookies ------------------------------------------------------------------------ */
+
+/* What a finished put belongs to; the cookie is its address. */
+struct ae_cookie {
+        struct ae_list link;
+        enum ae_cookie_kind {
+                AE_COOKIE_SERVE,
+                AE_COOKIE_PART,
+                AE_COOKIE_FLOW,
+                AE_COOKIE_STATE
+        } kind;
+        struct ae_job *job;
+        void *owner;
+};
+void ae_job_put(struct ae_job *job, uint32_t node, enum ae_cookie_kind kind, void *owner,
+                const struct ae_net_key *key, uint64_t off, struct ae_region *src, uint64_t src_off,
+                uint64_t len, uint64_t note);

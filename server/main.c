@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* autoepd: settings, signals, exit code. */
+#include "proto/base/log.h"
+#include "proto/base/status.h"
+#include "server/config.h"
+#include "server/daemon.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct ae_daemon *running;
+
+static void on_signal(int signal)
+{
+        (void)signal;
+        ae_daemon_stop(running); /* uv_async_send(): safe in a signal handler */
+}
+
+static void catch_signals(void)
+{
+        struct sigaction action = { .sa_handler = on_signal };
+
+        sigaction(SIGTERM, &action, NULL);
+        sigaction(SIGINT, &action, NULL);
+        signal(SIGPIPE, SIG_IGN);
+}
+
+int main(int argc, char **argv)
+{
+        struct ae_config config;
+        int r = ae_config_read(&config, argc, argv);
+
+        if (r == 0) {
+                ae_log_init("autoepd", config.log_level);
+                r = ae_daemon_new(&config, &running);
+        }
+        if (r < 0)
+                fprintf(stderr, "autoepd: %s\n", ae_error_text());
+        if (r == 0) {
+                catch_signals();
+                ae_daemon_run(running, 1);
+                ae_daemon_free(running);
+        }
+        ae_config_free(&config);
+        if (r == AE_EINVAL)
+                return 2;
+        return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * State from outside, views and order, as stories: put and get, an external optimizer, readers,
+ * evaluation, held views, double scatters, layers in opposite orders. See contract.h for the job.
+ */
+#include "tests/lib/contract.h"
+
+#include "proto/base/num.h"
+#include "tests/lib/test.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const struct cluster_spec two_by_two = { .n_nodes = 2, .workers = { 2, 2 } };
+static const struct cluster_spec uneven = { .n_nodes = 2, .workers = { 1, 3 } };
+static const struct autoep_model adamw = { .optimizer = AUTOEP_ADAMW };
+static const struct autoep_model sgd = { .optimizer = AUTOEP_SGD };
+
+#define RUN(spec, fn) assert_int_equal(cluster_run(&(spec), fn, NULL), 0)
+
+/* Calls that report their own failures. */
+#define DO(call)                                                                                  \
+        do {                                                                                      \
+                if ((call) < 0)                                                                   \
+                        return -1;                                                                \
+        } while (0)
+#define MEET(worker) DO(cluster_barrier(worker))
+
+/* ---- put -------------------------------------------------------------------------------- */
+
+static void fill(float *data, uint64_t n, float value)
+{
+        for (uint64_t i = 0; i < n; i++)
+                data[i] = value;
+}
+
+/* Masters of both units, as one put. */
+static int put_both(struct cluster_worker *w, autoep *handle, uint64_t version, float a, float b)
+{
+        float data_a[CONTRACT_N_A], data_b[CONTRACT_N_B];
+        const struct autoep_put_item items[] = {
+                { .size = sizeof(items[0]), .tensor = CONTRACT_A, .what = AUTOEP_MASTER,
+                  .n = CONTRACT_N_A, .data = data_a },
+                { .size = sizeof(items[0]), .tensor = CONTRACT_B, .what = AUTOEP_MASTER,
+                  .n = CONTRACT_N_B, .data = data_b },
+        };
+
+        (void)w;
+        fill(data_a, CONTRACT_N_A, a);
+        fill(data_b, CONTRACT_N_B, b);
+        return autoep_put(handle, version, items, AE_ARRAY_LEN(items), AUTOEP_DEFAULT_TIMEOUT);
+}
+
+/* One step of SGD from a and b; all ranks have read before anybody goes on. */
+static int step_from(struct cluster_worker *w, float a, float b, uint64_t version)
+{
+        struct autoep_step step = contract_step(contract_sgd);
+        struct autoep_verdict v;
+
+        DO(contract_scatter(w, CONTRACT_UNIT_A, 0.25f));
+        DO(contract_scatter(w, CONTRACT_UNIT_B, 0.5f));
+        DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
+        CLUSTER_CHECK(w, v.version == version, "version %llu", (unsigned long long)v.version);
+        DO(contract_check_gathered(w, CONTRACT_A, a - 1, version));
+        DO(contract_check_gathered(w, CONTRACT_B, b - 2, version));
+        DO(contract_is(w, CONTRACT_A, AUTOEP_MASTER, a - 1));
+        MEET(w);
+        return 0;
+}
+
+static int put_story(struct cluster_worker *w)
+{
+        DO(contract_register(w, &sgd));
+        if (w->rank == 3) {
+                CLUSTER_REFUSED(w, put_both(w, w->handle, 7, 1, 2), AUTOEP_ESTATE, "version 0");
+                CLUSTER_TRY(w, put_both(w, w->handle, 0, 0.11f, 3));
+        }
+        MEET(w);
+        /* One new version for all; the weight is the master rounded, an alias sees it as well. */
+        DO(contract_check_gathered(w, CONTRACT_A, 0.11f, 1));
+        DO(contract_check_gathered(w, CONTRACT_B, 3, 1));
+        DO(contract_is(w, CONTRACT_TIED, AUTOEP_MASTER, 0.11f));
+        DO(contract_is(w, CONTRACT_NORM, AUTOEP_MASTER, 1));
+        MEET(w);
+        DO(step_from(w, 0.11f, 3, 2));
+        /* Nobody may put once a rank has begun to scatter. */
+        if (w->rank == 1)
+                DO(contract_scatter(w, CONTRACT_UNIT_A, 1));
+        MEET(w);
+        if (w->rank == 2)
+                CLUSTER_REFUSED(w, put_both(w, w->handle, 2, 5, 5), AUTOEP_ESTATE, "");
+        MEET(w);
+        DO(contract_check_gathered(w, CONTRACT_B, 1, 2));
+        return 0;
+}
+
+static void test_put(void **state)
+{
+        (void)state;
+        RUN(two_by_two, put_story);
+        RUN(uneven, put_story);
+}
+
+/* A range of a tensor's moments, and a frozen tensor's weights. */
+static int put_parts(struct cluster_worker *w)
+{
+        const float moment[] = { 1, 2, 3 }, frozen[] = { 8, 9 };
+        const struct autoep_put_item items[] = {
+                { .size = sizeof(items[0]), .tensor = CONTRACT_B, .what = AUTOEP_MOMENT2,
+                  .first = 100, .n = 3, .data = moment },
+                { .size = sizeof(items[0]), .tensor = CONTRACT_FROZEN, .what = AUTOEP_WEIGHT,
+                  .first = 7, .n = 2, .data = frozen },
+        };
+        float got[CONTRACT_N_B];
+
+        DO(contract_register(w, &adamw));
+        if (w->rank == 0)
+                CLUSTER_TRY(w, autoep_put(w->handle, 0, items, 2, AUTOEP_DEFAULT_TIMEOUT));
+        MEET(w);
+        CLUSTER_TRY(w, autoep_get(w->handle, CONTRACT_B, AUTOEP_MOMENT2, 99, 5, got,
+                                  AUTOEP_DEFAULT_TIMEOUT));
+        CLUSTER_CHECK(w, got[0] == 0 && memcmp(got + 1, moment, sizeof(moment)) == 0 && got[4] == 0,
+                      "moments %g %g %g %g %g", (double)got[0], (double)got[1], (double)got[2],
+                      (double)got[3], (double)got[4]);
+        CLUSTER_TRY(w, autoep_get(w->handle, CONTRACT_FROZEN, AUTOEP_WEIGHT, 6, 3, got,
+                                  AUTOEP_DEFAULT_TIMEOUT));
+        CLUSTER_CHECK(w, got[0] == 5 && got[1] == 8 && got[2] == 9, "frozen %g %g %g",
+                      (double)got[0], (double)got[1], (double)got[2]);
+        return contract_is(w, CONTRACT_B, AUTOEP_MASTER, -0.7f);
+}
+
+static void test_put_parts(void **state)
+{
+        (void)state;
+        RUN(two_by_two, put_parts);
+}
+
+/* A micro-batch that scattered nothing does not stop a put, and the round goes on after it. */
+static int put_after_micro_batch(struct cluster_worker *w)
+{
+        DO(contract_register(w, &sgd));
+        if (w->rank == 1)
+                CLUSTER_TRY(w, autoep_micro_batch_end(w->handle));
+        MEET(w);
+        if (w->rank == 0)
+                CLUSTER_TRY(w, put_both(w, w->handle, 0, 4, 6));
+        MEET(w);
+        return step_from(w, 4, 6, 2);
+}
+
+static void test_put_after_micro_batch(void **state)
+{
+        (void)state;
+        RUN(two_by_two, put_after_micro_batch);
+}
+
+/* The ranks step; rank 0 takes the gradient and puts what its own optimizer makes of it. */
+static int external(struct cluster_worker *w)
+{
+        struct autoep_step step = contract_step(contract_sgd);
+        float a = 0.3333333f, b = -0.7f, g[CONTRACT_N_A];
+        struct autoep_verdict v;
+
+        DO(contract_register(w, &(struct autoep_model){ .optimizer = AUTOEP_EXTERNAL }));
+        for (uint32_t i = 0; i < 3; i++) {
+                DO(contract_scatter(w, CONTRACT_UNIT_A, 0.5f));
+                DO(contract_scatter(w, CONTRACT_UNIT_B, 1 + (float)i));
+                step.max_norm = 3;
+                DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
+                DO(contract_is(w, CONTRACT_A, AUTOEP_MASTER, a));
+                CLUSTER_TRY(w, autoep_get(w->handle, CONTRACT_B, AUTOEP_GRADIENT, 0, 1, g,
+                                          AUTOEP_DEFAULT_TIMEOUT));
+                CLUSTER_CHECK(w, g[0] == 4 * (1 + (float)i), "gradient %g", (double)g[0]);
+                a -= 2 * (float)v.grad_scale;
+                b -= g[0] * (float)v.grad_scale;
+                MEET(w);
+                if (w->rank == 0)
+                        CLUSTER_TRY(w, put_both(w, w->handle, v.version, a, b));
+                MEET(w);
+                DO(contract_check_gathered(w, CONTRACT_A, a, v.version + 1));
+                DO(contract_check_gathered(w, CONTRACT_B, b, v.version + 1));
+                MEET(w);
+        }
+        return 0;
+}
+
+static void test_external_optimizer(void **state)
+{
+        (void)state;
+        RUN(two_by_two, external);
+}
+
+/* ---- readers and evaluation -------------------------------------------------------------- */
+
+static int read_weights(struct cluster_worker *w, autoep *reader, float a, uint64_t version)
+{
+        struct cluster_worker as_reader = *w;
+
+        as_reader.handle = reader;
+        DO(contract_check_gathered(&as_reader, CONTRACT_A, a, version));
+        return contract_is(&as_reader, CONTRACT_A, AUTOEP_MASTER, a);
+}
+
+static int reader_story(struct cluster_worker *w, autoep *reader)
+{
+        if (w->rank == 2) {
+                CLUSTER_TRY(w, autoep_register(reader, NULL, AUTOEP_DEFAULT_TIMEOUT));
+                DO(read_weights(w, reader, 0.3333333f, 0));
+                CLUSTER_CHECK(w, autoep_micro_batch_end(reader) != 0, "a reader takes part");
+        }
+        MEET(w);
+        DO(step_from(w, 0.3333333f, -0.7f, 1));
+        if (w->rank == 2) {
+                DO(read_weights(w, reader, 0.3333333f - 1, 1));
+                CLUSTER_TRY(w, put_both(w, reader, 1, 1, 2));
+                DO(read_weights(w, reader, 1, 2));
+                CLUSTER_TRY(w, autoep_leave(reader, AUTOEP_DEFAULT_TIMEOUT));
+        }
+        MEET(w);
+        return step_from(w, 1, 2, 3);
+}
+
+static int with_reader(struct cluster_worker *w)
+{
+        const struct autoep_options options = cluster_reader_options(w);
+        autoep *reader = NULL;
+        int r;
+
+        DO(contract_register(w, &sgd));
+        if (w->rank == 2)
+                CLUSTER_TRY(w, autoep_open(&options, &reader));
+        r = reader_story(w, reader);
+        autoep_close(reader);
+        return r;
+}
+
+static void test_reader(void **state)
+{
+        (void)state;
+        RUN(two_by_two, with_reader);
+}
+
+/* Rank 1 evaluates alone: units in any order, again and again, nested, and scatters nothing. */
+static int evaluate(struct cluster_worker *w)
+{
+        DO(contract_register(w, &sgd));
+        for (uint32_t i = 0; w->rank == 1 && i < 20; i++) {
+                struct autoep_view outer = AUTOEP_VIEW_INIT, inner = AUTOEP_VIEW_INIT;
+
+                CLUSTER_TRY(w, autoep_gather(w->handle, i % 2, AUTOEP_DEFAULT_TIMEOUT, &outer));
+                CLUSTER_TRY(w, autoep_gather(w->handle, i % 2, AUTOEP_DEFAULT_TIMEOUT, &inner));
+                CLUSTER_CHECK(w, outer.data == inner.data, "a nested view lies elsewhere");
+                DO(contract_check_gathered(w, i % 2 ? CONTRACT_A : CONTRACT_B,
+                                           i % 2 ? 0.3333333f : -0.7f, 0));
+                CLUSTER_TRY(w, autoep_release(w->handle, &outer));
+                CLUSTER_TRY(w, autoep_release(w->handle, &inner));
+        }
+        return step_from(w, 0.3333333f, -0.7f, 1);
+}
+
+static void test_evaluation(void **state)
+{
+        (void)state;
+        RUN(two_by_two, evaluate);
+}
+
+/* ---- scatters and views ------------------------------------------------------------------ */
+
+static int meet_by_exchange(struct cluster_worker *w)
+{
+        uint64_t lens[4];
+        uint32_t mine[4], theirs[4] = { 0 };
+
+        for (uint32_t rank = 0; rank < w->world; rank++) {
+                lens[rank] = sizeof(mine[0]);
+                mine[rank] = 100 * w->rank + rank;
+        }
+        CLUSTER_TRY(w, autoep_exchange(w->handle, AUTOEP_GROUP_WORLD, mine, lens, theirs, lens,
+                                       AUTOEP_DEFAULT_TIMEOUT));
+        for (uint32_t rank = 0; rank < w->world; rank++)
+                CLUSTER_CHECK(w, theirs[rank] == 100 * rank + w->rank, "from rank %u: %u", rank,
+                              theirs[rank]);
+        return 0;
+}
+
+/* Even ranks scatter a before the exchange and b after it, odd ones the other way round. */
+static int opposite(struct cluster_worker *w)
+{
+        const uint32_t first = w->rank % 2, second = 1 - first;
+        struct autoep_step step = contract_step(contract_sgd);
+        struct autoep_verdict v;
+
+        DO(contract_register(w, &sgd));
+        for (uint32_t i = 0; i < 3; i++) {
+                for (uint32_t micro = 0; micro < 2; micro++) {
+                        DO(contract_scatter(w, first, 0.125f));
+                        DO(meet_by_exchange(w));
+                        DO(contract_scatter(w, second, 0.125f));
+                        CLUSTER_TRY(w, autoep_micro_batch_end(w->handle));
+                }
+                DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
+                DO(contract_is(w, CONTRACT_A, AUTOEP_GRADIENT, 1));
+                DO(contract_is(w, CONTRACT_B, AUTOEP_MASTER, -0.7f - 1 - (float)i));
+                MEET(w);
+        }
+        return 0;
+}
+
+static void test_opposite_orders(void **state)
+{
+        (void)state;
+        RUN(two_by_two, opposite);
+}
+
+static int double_scatter(struct cluster_worker *w)
+{
+        const float g[CONTRACT_N_B] = { 0 };
+        const struct autoep_gradient gradient = { .size = sizeof(gradient), .tensor = CONTRACT_B,
+                                                  .dtype = AUTOEP_F32, .data = g };
+
+        DO(contract_register(w, &sgd));
+        DO(contract_scatter(w, CONTRACT_UNIT_B, 0.5f));
+        CLUSTER_REFUSED(w, autoep_scatter(w->handle, CONTRACT_UNIT_B, &gradient, 1, 0,
+                                          AUTOEP_DEFAULT_TIMEOUT), AUTOEP_EEXIST, "'b'");
+        CLUSTER_REFUSED(w, autoep_scatter(w->handle, CONTRACT_UNIT_A, &gradient, 1, 0,
+                                          AUTOEP_DEFAULT_TIMEOUT), AUTOEP_EINVAL, "b.w");
+        DO(contract_scatter(w, CONTRACT_UNIT_A, 0.25f));
+        {
+                struct autoep_step step = contract_step(contract_sgd);
+                struct autoep_verdict v;
+
+                DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
+        }
+        DO(contract_is(w, CONTRACT_B, AUTOEP_GRADIENT, 2));
+        return contract_is(w, CONTRACT_A, AUTOEP_GRADIENT, 1);
+}
+
+static void test_double_scatter(void **state)
+{
+        (void)state;
+        RUN(two_by_two, double_scatter);
+}
+
+/* After a request that was refused the gradients stand: the round can only be asked for again. */
+static int scatter_after_refusal(struct cluster_worker *w)
+{
+        const float g[CONTRACT_N_B] = { 0 };
+        const struct autoep_gradient gradient = { .size = sizeof(gradient), .tensor = CONTRACT_B,
+                                                  .dtype = AUTOEP_F32, .data = g };
+        struct autoep_step step = contract_step(contract_sgd);
+        struct autoep_verdict v = AUTOEP_VERDICT_INIT;
+
+        DO(contract_register(w, &sgd));
+        DO(contract_scatter(w, CONTRACT_UNIT_A, 0.25f));
+        step.max_norm = w->rank == 0 ? 1 : 0;
+        CLUSTER_REFUSED(w, autoep_step(w->handle, &step, AUTOEP_DEFAULT_TIMEOUT, &v),
+                        AUTOEP_EMISMATCH, "max_norm");
+        if (w->rank == 3)
+                CLUSTER_REFUSED(w, autoep_scatter(w->handle, CONTRACT_UNIT_B, &gradient, 1, 0,
+                                                  AUTOEP_DEFAULT_TIMEOUT), AUTOEP_ESTATE, "step");
+        step.max_norm = 0;
+        DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
+        DO(contract_is(w, CONTRACT_A, AUTOEP_GRADIENT, 1));
+        MEET(w);
+        return step_from(w, 0.3333333f - 1, -0.7f, 2);
+}
+
+static void test_scatter_after_refusal(void **state)
+{
+        (void)state;
+        RUN(two_by_two, scatter_after_refusal);
+}
+
+static int held(struct cluster_worker *w)
+{
+        struct autoep_step step = contract_step(contract_sgd);
+        struct autoep_verdict v = AUTOEP_VERDICT_INIT;
+        struct autoep_view view = AUTOEP_VIEW_INIT;
+
+        DO(contract_register(w, &sgd));
+        CLUSTER_TRY(w, autoep_gather(w->handle, CONTRACT_UNIT_B, AUTOEP_DEFAULT_TIMEOUT, &view));
+        CLUSTER_REFUSED(w, autoep_step(w->handle, &step, AUTOEP_DEFAULT_TIMEOUT, &v), AUTOEP_EHELD,
+                        "b");
+        CLUSTER_REFUSED(w, autoep_leave(w->handle, AUTOEP_DEFAULT_TIMEOUT), AUTOEP_EHELD, "b");
+        CLUSTER_TRY(w, autoep_release(w->handle, &view));
+        CLUSTER_CHECK(w, autoep_release(w->handle, &view) == AUTOEP_EINVAL, "released twice");
+        return step_from(w, 0.3333333f, -0.7f, 1);
+}
+
+static void test_held_view(void **state)
+{
+        (void)state;
+        RUN(two_by_two, held);
+}
+
+static int ranges(struct cluster_worker *w)
+{
+        struct autoep_view view = AUTOEP_VIEW_INIT;
+
+        DO(contract_register(w, &sgd));
+        DO(step_from(w, 0.3333333f, -0.7f, 1));
+        CLUSTER_TRY(w, autoep_gather_range(w->handle, CONTRACT_B, 70, 3, AUTOEP_DEFAULT_TIMEOUT,
+                                           &view));
+        CLUSTER_CHECK(w, view.len == 12 && view.version == 1, "%llu bytes of version %llu",
+                      (unsigned long long)view.len, (unsigned long long)view.version);
+        for (uint32_t i = 0; i < 3; i++)
+                CLUSTER_CHECK(w, ((const float *)view.data)[i] == -0.7f - 2, "element %u", 70 + i);
+        CLUSTER_TRY(w, autoep_release(w->handle, &view));
+        CLUSTER_REFUSED(
+                w,
+                autoep_gather_range(w->handle, CONTRACT_B, 130, 2, AUTOEP_DEFAULT_TIMEOUT, &view),
+                AUTOEP_EINVAL, "131");
+        return 0;
+}
+
+static void test_gather_range(void **state)
+{
+        (void)state;
+        RUN(two_by_two, ranges);
+}
+
+int main(void)
+{
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_put),
+                cmocka_unit_test(test_put_parts),
+                cmocka_unit_test(test_put_after_micro_batch),
+                cmocka_unit_test(test_external_optimizer),
+                cmocka_unit_test(test_reader),
+                cmocka_unit_test(test_evaluation),
+                cmocka_unit_test(test_opposite_orders),
+                cmocka_unit_test(test_double_scatter),
+                cmocka_unit_test(test_scatter_after_refusal),
+                cmocka_unit_test(test_held_view),
+                cmocka_unit_test(test_gather_range),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The exact layer over topologies: nodes, workers (uneven too), expert groups, orders,
+ * micro-batches, optimizers, clipping, transports. Without arguments a selection in which every
+ * topology comes with every pair of the other choices somewhere; with "all" the full product.
+ */
+#include "tests/lib/exact.h"
+#include "proto/base/clock.h"
+#include "proto/base/num.h"
+#include "tests/lib/test.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define WORKERS_MAX 3
+#define NODES_MAX 4
+
+/* The choices besides the topology, one bit each. */
+enum { CHOICE_ACCUMULATE, CHOICE_ORDER, CHOICE_SGD, CHOICE_CLIP, N_CHOICES };
+
+static bool all;
+static uint32_t n_runs;
+
+/* The last reference; runs of one world that follow each other often share it. */
+static struct exact_reference *reference;
+
+static const struct exact_reference *reference_for(const struct exact_job *job)
+{
+        if (reference && memcmp(&reference->job, job, sizeof(*job)) == 0)
+                return reference;
+        exact_reference_free(reference);
+        reference = exact_reference_new(job);
+        return reference;
+}
+
+static uint32_t experts_for(uint32_t ep_size)
+{
+        return (uint32_t)(ae_div_up(4, ep_size) * ep_size);
+}
+
+static void describe(const struct exact_run *run)
+{
+        char shape[64] = "";
+
+        for (uint32_t node = 0; node < run->cluster.n_nodes; node++)
+                snprintf(shape + strlen(shape), sizeof(shape) - strlen(shape), " %u",
+                         run->cluster.workers[node]);
+        print_error(
+                "in: workers%s, %s, ep_size %u, order %u, accumulate %u, %s, max_norm %g, slots "
+                "%u\n",
+                shape, run->cluster.transport, run->ep_size, run->order, run->job.accumulate,
+                run->job.optimizer == AUTOEP_SGD ? "sgd" : "adamw", run->job.max_norm, run->slots);
+}
+
+static void run_choice(const struct cluster_spec *cluster, uint32_t ep_size, uint32_t choices)
+{
+        struct exact_run run = {
+                .cluster = *cluster, .ep_size = ep_size,
+                .order = choices >> CHOICE_ORDER & 1 ? AUTOEP_D_THEN_E : AUTOEP_E_THEN_D,
+        };
+
+        memset(&run.job, 0, sizeof(run.job)); /* compared as bytes */
+        run.job.world = cluster_world(cluster);
+        run.job.accumulate = choices >> CHOICE_ACCUMULATE & 1 ? 3 : 1;
+        run.job.optimizer = choices >> CHOICE_SGD & 1 ? AUTOEP_SGD : AUTOEP_ADAMW;
+        run.job.max_norm = choices >> CHOICE_CLIP & 1 ? 20.0 : 0;
+        run.job.n_experts = experts_for(ep_size);
+        run.job.seed = 1;
+        run.cluster.transport = n_runs % 3 == 2 ? "tcp" : "shm";
+        run.slots = n_runs % 2 ? 2 : 0;
+        n_runs++;
+        if (exact_run(&run, reference_for(&run.job), NULL) != 0) {
+                describe(&run);
+                fail();
+        }
+}
+
+static void run_topology(const struct cluster_spec *cluster)
+{
+        const uint32_t world = cluster_world(cluster);
+        /* Rows of an orthogonal array: any two columns hold all four pairs. */
+        static const uint8_t rows[] = { 0x0, 0x9, 0xa, 0x3, 0xc, 0x5, 0x6, 0xf };
+        static uint32_t row;
+
+        for (uint32_t ep_size = 1; ep_size <= world; ep_size++) {
+                if (world % ep_size != 0)
+                        continue;
+                for (uint32_t choices = 0; all && choices < 1u << N_CHOICES; choices++)
+                        run_choice(cluster, ep_size, choices);
+                if (!all)
+                        run_choice(cluster, ep_size, rows[row++ % sizeof(rows)]);
+        }
+}
+
+/* Counts of workers, node by node, as digits. */
+static void next_shape(struct cluster_spec *cluster)
+{
+        for (uint32_t node = 0; node < cluster->n_nodes; node++) {
+                if (++cluster->workers[node] <= WORKERS_MAX)
+                        return;
+                cluster->workers[node] = 1;
+        }
+        if (++cluster->n_nodes <= NODES_MAX)
+                cluster->workers[cluster->n_nodes - 1] = 1;
+}
+
+static bool is_even(const struct cluster_spec *cluster)
+{
+        for (uint32_t node = 1; node < cluster->n_nodes; node++) {
+                if (cluster->workers[node] != cluster->workers[0])
+                        return false;
+        }
+        return true;
+}
+
+static void test_even_topologies(void **state)
+{
+        struct cluster_spec cluster = { .n_nodes = 1, .workers = { 1 } };
+
+        (void)state;
+        for (; cluster.n_nodes <= NODES_MAX; next_shape(&cluster)) {
+                if (is_even(&cluster))
+                        run_topology(&cluster);
+        }
+}
+
+static void test_uneven_topologies(void **state)
+{
+        struct cluster_spec cluster = { .n_nodes = 1, .workers = { 1 } };
+        uint32_t i = 0;
+
+        (void)state;
+        for (; cluster.n_nodes <= NODES_MAX; next_shape(&cluster)) {
+                if (!is_even(&cluster) && (all || i++ % 9 == 4))
+                        run_topology(&cluster);
+        }
+}
+
+static void test_momentum(void **state)
+{
+        const struct exact_job job = { .world = 3, .accumulate = 2, .optimizer = AUTOEP_SGD,
+                                       .momentum = 0.5, .n_experts = 3, .seed = 3 };
+        const struct exact_run run = { .cluster = { .n_nodes = 2, .workers = { 2, 1 } },
+                                       .job = job, .ep_size = 3 };
+
+        (void)state;
+        assert_int_equal(exact_run(&run, reference_for(&job), NULL), 0);
+}
+
+/* A cluster of threads starts, takes three steps and stops in a moment: the median of five. */
+static int compare_ns(const void *a, const void *b)
+{
+        const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+        return x < y ? -1 : x > y;
+}
+
+static void test_time(void **state)
+{
+        const struct exact_job job = { .world = 4, .accumulate = 1, .optimizer = AUTOEP_ADAMW,
+                                       .n_experts = 4, .seed = 3 };
+        const struct exact_run run = { .cluster = { .n_nodes = 2, .workers = { 2, 2 } },
+                                       .job = job, .ep_size = 2 };
+        uint64_t took[5];
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(took); i++) {
+                const uint64_t begin = ae_now_ns();
+
+                assert_int_equal(exact_run(&run, reference_for(&job), NULL), 0);
+                took[i] = ae_now_ns() - begin;
+        }
+        qsort(took, AE_ARRAY_LEN(took), sizeof(took[0]), compare_ns);
+        print_message("a 2x2 cluster with three steps takes %.1f ms\n", (double)took[2] / 1e6);
+}
+
+static int free_reference(void **state)
+{
+        (void)state;
+        reference = exact_reference_free(reference);
+        return 0;
+}
+
+int main(int argc, char **argv)
+{
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_time),
+                cmocka_unit_test(test_momentum),
+                cmocka_unit_test(test_even_topologies),
+                cmocka_unit_test(test_uneven_topologies),
+        };
+
+        all = argc > 1 && strcmp(argv[1], "all") == 0;
+        return cmocka_run_group_tests(tests, NULL, free_reference);
+}

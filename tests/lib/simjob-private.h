@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of simjob share: simjob.c nodes and life, simjob-worker.c scripts, simjob-plan.c
+ * what ranks do, simjob-ref.c the reference. It looks into the core on purpose. */
+#pragma once
+
+#include "tests/lib/test.h"
+
+#include "proto/base/num.h"
+#include "proto/base/status.h"
+#include "server/core/job.h"
+#include "server/node.h"
+#include "tests/lib/simjob.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SIM_VERSIONS 4u   /* versions whose weights the reference keeps */
+#define SIM_HELD 2u       /* views that a worker holds, at most */
+#define SIM_PIECE_N (1u << 19)
+#define SIM_UNIT_MAX 16u
+
+struct simgap {
+        uint32_t unit;
+        uint64_t first, n;
+};
+
+/* The reference: the whole job as plain arrays. */
+struct simref {
+        uint64_t next_round, version;
+        uint32_t step, attempt; /* of the open round */
+        bool refused;           /* the attempt has been refused once */
+        bool calm;              /* the last attempt ran out of overflow memory */
+        uint32_t n_kinds[8];
+        float **p, **m, **v, **g;      /* per unit: its gradient image */
+        char **image[SIM_VERSIONS];    /* by version, per unit: its gathered image */
+        uint64_t *steps;               /* per tensor */
+        struct ae_wire_verdict seen[8];/* by round */
+        struct simgap *gaps;
+        uint32_t n_gaps;
+        float *table;                  /* gradients: values at any offset below 65536 */
+        ae_bf16 *narrow;               /* the same */
+};
+
+struct simput { /* the put under way */
+        bool active;
+        uint32_t tensor;
+        uint64_t first, n;
+        float *values; /* masters, then moments */
+};
+
+struct simnode {
+        struct simjob *job;
+        struct ae_node *node; /* NULL: killed */
+        uint32_t id;
+        bool polls;           /* a poll is scheduled */
+        struct ae_list tasks; /* struct simtask */
+        uint32_t n_regions;
+        uint64_t checked;     /* version + 1 whose shard has been compared */
+};
+
+struct simtask {
+        struct ae_list link;
+        struct simnode *node;
+        struct ae_task *task;
+        bool ran;
+        struct ae_sim_timer timer;
+};
+
+enum simaction_kind {
+        SIM_RELEASE_ALL,
+        SIM_PUT,
+        SIM_PUT_WAIT,
+        SIM_GET,
+        SIM_XSEND,
+        SIM_XRECV,
+        SIM_GATHER,
+        SIM_RANGE,
+        SIM_PREFETCH,
+        SIM_RELEASE,
+        SIM_SCATTER,
+        SIM_MICRO_END,
+        SIM_STEP,
+        SIM_LEAVE
+};
+
+struct simaction {
+        enum simaction_kind kind;
+        uint32_t unit, micro, use;
+        uint32_t rank, nth; /* exchange */
+};
+
+struct simheld {
+        uint32_t unit, slot;
+        uint64_t version, off, first, len;
+};
+
+struct simworker {
+        struct simjob *job;
+        struct simnode *node;
+        uint32_t rank;
+        struct ae_worker *worker; /* NULL: gone */
+        struct ae_local_page *page;
+        struct ae_local_params *params; /* NULL until registered */
+        bool scheduled, rings;    /* a look, a doorbell are on their way */
+        bool ended, failed, killed;
+        int status;
+        char why[1024];
+        uint64_t ended_ns;
+        uint32_t sq_tail, cq_head;
+        uint64_t grad_pos, xout_pos;
+        uint32_t step, attempt;
+        struct simaction *actions;
+        uint32_t n_actions, cap_actions, at;
+        bool begun;               /* the action at @at has been begun and waits */
+        uint32_t piece;           /* of the scatter at @at */
+        uint64_t piece_pos;       /* where it goes; 0: not drawn */
+        uint64_t token, asked_round;
+        bool again;               /* the request was refused: ask without scattering */
+        struct simheld held[SIM_HELD];
+        uint32_t n_held;
+        uint64_t *xsent, *xgot;   /* per rank */
+        bool answered;            /* to the request at @at */
+        int answer_status;
+        uint64_t answer_version;
+        int fd;                   /* memory of a get */
+        bool overlaps;            /* a put is under way beside it */
+        uint32_t n_puts;          /* there had been when it began */
+};
+
+struct simjob {
+        struct simjob_params params;
+        struct ae_sim *sim;
+        struct simnode *nodes;
+        struct simworker *workers;
+        uint32_t *rank_node;
+        uint8_t *packed;          /* the model */
+        size_t packed_len;
+        struct ae_model *model;
+        struct ae_layout *layout;
+        uint32_t *n_uses;
+        uint32_t n_counts;
+        uint64_t init_len;
+        char *init;
+        struct simref ref;
+        struct simput put;
+        uint32_t put_done;        /* attempts whose put has been settled */
+        uint64_t live_ns;
+        bool freeing;
+        int alias_fd;             /* no_data: memory that everything shares */
+        char *reserved;           /* no_data: addresses of tensors */
+        uint64_t reserved_len;
+};
+
+#define simjob_fail(job, ...)                                                                     \
+        do {                                                                                      \
+                fprintf(stderr, "simjob: seed %llu, at %llu us: ",                                \
+                        (unsigned long long)(job)->params.seed,                                   \
+                        (unsigned long long)(ae_sim_now((job)->sim) / 1000));                     \
+                fprintf(stderr, __VA_ARGS__);                                                     \
+                fputc('\n', stderr);                                                              \
+                simjob_report(job, stderr);                                                       \
+                fail();                                                                           \
+        } while (0)
+
+/* ---- simjob-plan.c: pure functions of the seed ------------------------------------------- */
+
+uint64_t simplan_hash(const struct simjob *job, uint64_t what, uint64_t a, uint64_t b, uint64_t c,
+                      uint64_t d);
+void simplan_model(struct simjob *job);
+uint32_t simplan_n_micro(const struct simjob *job, uint32_t step, uint32_t rank);
+bool simplan_scatters(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t micro,
+                      uint32_t unit, uint32_t use);
+struct simpiece {
+        uint64_t first, n;
+        bool skipped;
+};
+/* Piece @k of a lane; false when there is none. Walks from piece 0. */
+bool simplan_piece(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t micro,
+                   uint32_t unit, uint32_t use, uint32_t k, struct simpiece *ret_piece);
+/* Where the lane's values begin in the table. */
+uint32_t simplan_table(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t micro,
+                       uint32_t unit, uint32_t use);
+bool simplan_is_narrow(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t unit);
+struct simnan {
+        uint32_t rank, micro, unit, use;
+        uint64_t element; /* of the unit's gradient image */
+};
+bool simplan_nan(const struct simjob *job, uint32_t step, struct simnan *ret_nan);
+/* The rank that cannot finish this attempt, AE_WIRE_NONE: all can. */
+uint32_t simplan_redo(const struct simjob *job, uint32_t attempt);
+/* The rank that asks for something else at first; likewise. */
+uint32_t simplan_refuse(const struct simjob *job, uint32_t attempt);
+/* The rank that puts before this attempt; likewise. */
+uint32_t simplan_put(const struct simjob *job, uint32_t attempt);
+void simplan_ask(const struct simjob *job, uint32_t step, struct ae_wire_ask *ret_ask);
+uint64_t simplan_tokens(const struct simjob *job, uint32_t step, uint32_t rank);
+double simplan_expert_norm2(const struct simjob *job, uint32_t step, uint32_t rank);
+uint32_t simplan_n_counts(const struct simjob *job, uint32_t step);
+uint64_t simplan_count(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t i);
+uint32_t simplan_n_messages(const struct simjob *job, uint32_t attempt, uint32_t src, uint32_t dst);
+uint32_t simplan_message_len(const struct simjob *job, uint32_t src, uint32_t dst, uint64_t seq);
+uint8_t simplan_message_byte(uint32_t src, uint32_t dst, uint64_t seq, uint32_t i);
+
+/* ---- simjob-ref.c ------------------------------------------------------------------------ */
+
+void simref_init(struct simjob *job);
+void simref_deinit(struct simjob *job);
+/* A verdict that a node shows: checked against the plan, and once for each round taken up. */
+void simref_verdict(struct simjob *job, const struct ae_wire_verdict *verdict);
+/* Compares a node's shard when nothing works on it. */
+void simref_check_shard(struct simnode *node);
+const char *simref_image(const struct simjob *job, uint64_t version, uint32_t unit);
+uint64_t simref_grad_of(const struct simjob *job, uint32_t tensor); /* in its unit's image */
+
+/* ---- simjob-worker.c ---------------------------------------------------------------------- */
+
+/* simjob-state.c */
+void simworker_send(struct simworker *worker, uint32_t type, const ProtobufCMessage *message,
+                    int fd);
+int simworker_memory(const void *data, uint64_t len);
+bool simworker_put(struct simworker *worker);
+bool simworker_get(struct simworker *worker);
+
+void simworker_start(struct simworker *worker);
+void simworker_wake(struct simworker *worker);
+void simworker_message(struct simworker *worker, uint32_t type, const ProtobufCMessage *message);
+void simworker_end(struct simworker *worker, bool failed, int status, const char *why);
+const char *simworker_text(const struct simworker *worker);
+
+/* ---- simjob.c ----------------------------------------------------------------------------- */
+
+void simnode_kick(struct simnode *node); /* something was done to it: poll it soon */
+struct ae_job *simnode_job(const struct simnode *node); /* NULL: none */

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a simulated worker does to state from outside: gets, puts, and the messages for them. */
+#include "tests/lib/simjob-private.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+void simworker_send(struct simworker *worker, uint32_t type, const ProtobufCMessage *message,
+                         int fd)
+{
+        size_t len = ae_control_size(message);
+        uint8_t *packed = malloc(len + 1);
+        ProtobufCMessage *copy = NULL;
+
+        assert_non_null(packed);
+        ae_control_pack(message, packed);
+        assert_int_equal(ae_control_unpack(type, packed, len, &copy), 0);
+        free(packed);
+        if (ae_core_worker_message(worker->worker, type, copy, fd) < 0)
+                simjob_fail(worker->job, "rank %u: the core says: %s", worker->rank,
+                            ae_error_text());
+        simnode_kick(worker->node);
+}
+
+int simworker_memory(const void *data, uint64_t len)
+{
+        int fd = memfd_create("simjob", MFD_CLOEXEC);
+
+        assert_true(fd >= 0);
+        assert_int_equal(ftruncate(fd, (off_t)len), 0);
+        if (data)
+                assert_int_equal(pwrite(fd, data, len, 0), len);
+        return fd;
+}
+
+/* A trainable tensor with elements, by chance and yet by the seed alone; NONE: there is none. */
+static uint32_t pick_tensor(const struct simjob *job, uint64_t h)
+{
+        for (uint32_t i = 0; i < job->layout->n_tensors; i++) {
+                uint32_t t = (uint32_t)((h + i) % job->layout->n_tensors);
+                const struct ae_layout_tensor *tensor = &job->layout->tensors[t];
+
+                if (tensor->home == t && tensor->n &&
+                    job->layout->segments[tensor->segment].trainable)
+                        return t;
+        }
+        return AE_WIRE_NONE;
+}
+
+static void fill_items(Autoep__StateItem *items, Autoep__StateItem **pointers, uint32_t n,
+                       const uint32_t *kinds, uint32_t tensor, uint64_t first, uint64_t count)
+{
+        for (uint32_t i = 0; i < n; i++) {
+                autoep__state_item__init(&items[i]);
+                items[i].tensor = tensor;
+                items[i].what = kinds[i];
+                items[i].first = first;
+                items[i].n = count;
+                pointers[i] = &items[i];
+        }
+}
+
+static void begin_put(struct simworker *worker)
+{
+        static const uint32_t kinds[] = { 2, 3 }; /* master, first moment */
+        struct simjob *job = worker->job;
+        uint64_t h = simplan_hash(job, 95, worker->attempt, 0, 0, 0);
+        struct simput *put = &job->put;
+        Autoep__Put message = AUTOEP__PUT__INIT;
+        Autoep__StateItem items[2];
+        Autoep__StateItem *pointers[2];
+        uint32_t tensor = pick_tensor(job, h);
+        uint64_t n = job->layout->tensors[tensor].n;
+
+        put->tensor = tensor;
+        put->first = (h >> 8) % n;
+        put->n = 1 + (h >> 32) % (n - put->first);
+        free(put->values);
+        put->values = calloc(2 * put->n, sizeof(float));
+        assert_non_null(put->values);
+        for (uint64_t i = 0; i < 2 * put->n; i++)
+                put->values[i] =
+                        (float)(simplan_hash(job, 94, worker->attempt, i, 0, 0) % 1000) / 3e3f;
+        put->active = true;
+        fill_items(items, pointers, 2, kinds, tensor, put->first, put->n);
+        message.id = ++worker->token;
+        message.version = atomic_load(&worker->params->job_version);
+        message.items = pointers;
+        message.n_items = 2;
+        simworker_send(worker, AE_CONTROL_PUT, &message.base,
+                     simworker_memory(put->values, 2 * put->n * sizeof(float)));
+}
+
+bool simworker_put(struct simworker *worker)
+{
+        struct simjob *job = worker->job;
+
+        if (!worker->begun) {
+                worker->answered = false;
+                worker->answer_status = 0;
+                if (pick_tensor(job, 0) == AE_WIRE_NONE)
+                        worker->answered = true;
+                else
+                        begin_put(worker);
+        }
+        if (!worker->answered)
+                return false;
+        if (worker->answer_status < 0) {
+                if (worker->answer_status != AE_ESTATE || !job->put.active)
+                        simjob_fail(job, "a put of rank %u failed: %d", worker->rank,
+                                    worker->answer_status);
+                job->put.active = false;
+        }
+        job->put_done = worker->attempt + 1;
+        for (uint32_t rank = 0; rank < job->params.n_ranks; rank++)
+                simworker_wake(&job->workers[rank]);
+        return true;
+}
+
+/* Weight, master and first moment of a range. */
+static void begin_get(struct simworker *worker, uint32_t tensor, uint64_t first, uint64_t n)
+{
+        static const uint32_t kinds[] = { 1, 2, 3 };
+        Autoep__Get message = AUTOEP__GET__INIT;
+        Autoep__StateItem items[3];
+        Autoep__StateItem *pointers[3];
+
+        worker->fd = simworker_memory(NULL, n * 12);
+        fill_items(items, pointers, 3, kinds, tensor, first, n);
+        message.id = ++worker->token;
+        message.items = pointers;
+        message.n_items = 3;
+        simworker_send(worker, AE_CONTROL_GET, &message.base, dup(worker->fd));
+}
+
+static void check_get(struct simworker *worker, uint32_t t, uint64_t first, uint64_t n)
+{
+        const struct simjob *job = worker->job;
+        const struct ae_layout_tensor *tensor = &job->layout->tensors[t];
+        const struct ae_layout_segment *segment = &job->layout->segments[tensor->segment];
+        size_t size = ae_dtype_size(tensor->dtype);
+        uint64_t at = simref_grad_of(job, t) + first;
+        char *got = calloc(n, 12);
+
+        assert_non_null(got);
+        assert_int_equal(pread(worker->fd, got, n * (size + 8), 0), n * (size + 8));
+        if (worker->overlaps)
+                goto out;
+        if (memcmp(got,
+                   simref_image(job, worker->answer_version, tensor->unit) + segment->unit_off +
+                           (tensor->first + first) * size,
+                   n * size) != 0 ||
+            memcmp(got + n * size, job->ref.p[tensor->unit] + at, n * 4) != 0 ||
+            memcmp(got + n * (size + 4), job->ref.m[tensor->unit] + at, n * 4) != 0)
+                simjob_fail(worker->job,
+                            "rank %u: tensor %u as got at version %" PRIu64
+                            " differs (reference: %" PRIu64 ")",
+                            worker->rank, t, worker->answer_version, job->ref.version);
+out:
+        free(got);
+        close(worker->fd);
+        worker->fd = -1;
+}
+
+bool simworker_get(struct simworker *worker)
+{
+        struct simjob *job = worker->job;
+        uint64_t h = simplan_hash(job, 93, worker->attempt, worker->rank, 0, 0);
+        uint32_t tensor = pick_tensor(job, h);
+        uint64_t total = tensor == AE_WIRE_NONE ? 0 : job->layout->tensors[tensor].n;
+        uint64_t first = total ? (h >> 8) % total : 0;
+
+        if (!total)
+                return true;
+        if (!worker->begun) {
+                worker->answered = false;
+                worker->overlaps = job->put.active;
+                worker->n_puts = job->ref.n_kinds[AE_VERDICT_PUT];
+                begin_get(worker, tensor, first, total - first);
+        }
+        if (!worker->answered)
+                return false;
+        if (worker->answer_status < 0)
+                simjob_fail(job, "a get of rank %u failed: %d", worker->rank,
+                            worker->answer_status);
+        if (job->put.active || worker->n_puts != job->ref.n_kinds[AE_VERDICT_PUT])
+                worker->overlaps = true; /* another rank has put meanwhile: some is old, some new */
+        check_get(worker, tensor, first, total - first);
+        return true;
+}

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Jobs whose every choice comes from a seed: topology, model, order, delays, skipped and redone
+ * rounds. None may hang, and all bits must be those of the reference. --seeds FIRST-LAST.
+ */
+#include "tests/lib/test.h"
+
+#include "proto/base/num.h"
+#include "proto/wire/wire.h"
+#include "tests/lib/simjob.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define LIMIT_NS (UINT64_C(60) * 1000000000)
+
+static unsigned long long first_seed, last_seed = 19;
+
+static void run_seed(uint64_t seed, uint32_t *n_verdicts)
+{
+        struct simjob_params params;
+        struct simjob *job;
+
+        simjob_draw(seed, &params);
+        if (getenv("SIMJOB_VERBOSE"))
+                fprintf(stderr, "seed %llu: %u nodes %u ranks\n", (unsigned long long)seed,
+                        params.n_nodes, params.n_ranks);
+        job = simjob_new(&params);
+        simjob_run_to_end(job, LIMIT_NS);
+        assert_true(simjob_step(job) == params.n_steps);
+        for (uint32_t kind = 0; kind < 8; kind++)
+                n_verdicts[kind] += simjob_n_verdicts(job, kind);
+        simjob_free(job);
+}
+
+static void test_seeds(void **state)
+{
+        uint32_t n_verdicts[8] = { 0 };
+
+        (void)state;
+        for (uint64_t seed = first_seed; seed <= last_seed; seed++)
+                run_seed(seed, n_verdicts);
+        print_message(
+                "seeds %llu to %llu: %u applied, %u skipped, %u redone, %u puts, %u refused\n",
+                first_seed, last_seed, n_verdicts[AE_VERDICT_APPLIED],
+                n_verdicts[AE_VERDICT_SKIPPED], n_verdicts[AE_VERDICT_REDO],
+                n_verdicts[AE_VERDICT_PUT], n_verdicts[AE_VERDICT_REFUSED]);
+        assert_true(n_verdicts[AE_VERDICT_APPLIED] > 0);
+}
+
+/* Seeds that have failed once. */
+static void test_named_seeds(void **state)
+{
+        static const uint64_t seeds[] = {
+                0, 42, /* a put that was called off while its bytes were still being sent */
+                16, 21, 25, /* groups of one node filled the slots that a lower one needed */
+                231, 1046, /* a get beside a put */
+                540, /* a node voted before its last sum had found a NaN */
+                873, /* a sum given up after END did not let the owner's parts go on */
+                1296, /* a round that ran out of overflow memory was reported as a NaN */
+        };
+        uint32_t n_verdicts[8] = { 0 };
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(seeds); i++)
+                run_seed(seeds[i], n_verdicts);
+}
+
+int main(int argc, char **argv)
+{
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_named_seeds),
+                                             cmocka_unit_test(test_seeds) };
+
+        if (argc == 3 && (strcmp(argv[1], "--seeds") != 0 ||
+                          sscanf(argv[2], "%llu-%llu", &first_seed, &last_seed) != 2)) {
+                fprintf(stderr, "usage: %s --seeds FIRST-LAST\n", argv[0]);
+                return 2;
+        }
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}

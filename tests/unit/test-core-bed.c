@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Cores joined by a queue. One thread, the test's. */
+#include "tests/unit/test-core-bed.h"
+
+#include "tests/lib/test.h"
+
+#include "proto/base/num.h"
+#include "proto/base/status.h"
+#include "server/core/job.h"
+#include "server/region.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum event_kind { EVENT_MSG, EVENT_PUT, EVENT_TASK };
+
+struct event {
+        struct ae_list link;
+        enum event_kind kind;
+        uint32_t from, to;
+        /* put */
+        struct ae_net_key key;
+        struct ae_region *src;
+        uint64_t off, src_off, put_len, note, cookie;
+        struct ae_task *task;
+        size_t len; /* msg */
+        char data[];
+};
+
+static void *zeroed(size_t size)
+{
+        void *memory = calloc(1, size);
+
+        if (!memory)
+                abort();
+        return memory;
+}
+
+static struct event *push(struct bed_node *node, enum event_kind kind, uint32_t to, size_t len)
+{
+        struct event *event = zeroed(sizeof(*event) + len);
+
+        event->kind = kind;
+        event->from = node->node;
+        event->to = to;
+        event->len = len;
+        ae_list_push(&node->bed->events, &event->link);
+        return event;
+}
+
+/* ---- what the cores ask for -------------------------------------------------------------- */
+
+static void on_msg(void *user, uint32_t node, const void *data, size_t len)
+{
+        memcpy(push(user, EVENT_MSG, node, len)->data, data, len);
+}
+
+static void on_put(void *user, uint32_t node, const struct ae_net_key *key, uint64_t off,
+                   struct ae_region *src, uint64_t src_off, uint64_t len, uint64_t note,
+                   uint64_t cookie)
+{
+        struct event *event = push(user, EVENT_PUT, node, 0);
+
+        event->key = *key;
+        event->off = off;
+        event->src = src;
+        event->src_off = src_off;
+        event->put_len = len;
+        event->note = note;
+        event->cookie = cookie;
+}
+
+/* The key is the place itself: region, offset, length. */
+struct place {
+        struct ae_region *region;
+        uint64_t off, len;
+};
+static_assert(sizeof(struct place) <= sizeof(struct ae_net_key), "a key holds a place");
+
+static int on_grant(void *user, uint32_t node, struct ae_region *region, uint64_t off, uint64_t len,
+                    struct ae_net_key *ret_key)
+{
+        struct place place = { region, off, len };
+
+        (void)user;
+        (void)node;
+        memset(ret_key, 0, sizeof(*ret_key));
+        memcpy(ret_key->bytes, &place, sizeof(place));
+        return 0;
+}
+
+static void on_revoke(void *user, uint32_t node, const struct ae_net_key *key)
+{
+        (void)user;
+        (void)node;
+        (void)key;
+}
+
+static void on_task(void *user, struct ae_task *task)
+{
+        push(user, EVENT_TASK, 0, 0)->task = task;
+}
+
+static int on_region_new(void *user, const struct ae_region_spec *spec, struct ae_region **ret)
+{
+        (void)user;
+        return ae_region_new(spec, ret);
+}
+
+static void on_region_free(void *user, struct ae_region *region)
+{
+        (void)user;
+        (void)ae_region_free(region);
+}
+
+static void on_worker_send(void *user, struct ae_worker *worker, uint32_t type,
+                           const ProtobufCMessage *message, const int *fds, size_t n_fds)
+{
+        struct bed_worker *w = ae_core_worker_session(worker);
+
+        (void)user;
+        (void)fds;
+        (void)n_fds;
+        w->type = type;
+        w->status = 0;
+        w->text[0] = '\0';
+        if (type != AE_CONTROL_ERROR)
+                return;
+        w->status = ((const Autoep__Error *)message)->status;
+        (void)snprintf(w->text, sizeof(w->text), "%s", ((const Autoep__Error *)message)->text);
+}
+
+static void on_worker_wake(void *user, struct ae_worker *worker)
+{
+        (void)user;
+        (void)worker;
+}
+
+static void on_log(void *user, int level, const char *text)
+{
+        struct bed_node *node = user;
+
+        (void)level;
+        (void)snprintf(node->bed->log, sizeof(node->bed->log), "%s", text);
+}
+
+static const struct ae_core_ops ops = {
+        .msg = on_msg, .put = on_put, .grant = on_grant, .revoke = on_revoke, .task = on_task,
+        .region_new = on_region_new, .region_free = on_region_free,
+        .worker_send = on_worker_send, .worker_wake = on_worker_wake, .log = on_log,
+};
+
+/* ---- the queue -------------------------------------------------------------------------- */
+
+static void deliver_put(struct bed *bed, struct event *event)
+{
+        struct place place;
+
+        memcpy(&place, event->key.bytes, sizeof(place));
+        if (ae_range_ok(event->off, event->put_len, place.len)) { /* a transport refuses the rest */
+                memcpy(place.region->base + place.off + event->off,
+                       event->src->base + event->src_off,
+                       event->put_len);
+                ae_core_notify(bed->nodes[event->to].core, event->from, place.region->mem,
+                               place.off + event->off, event->put_len, event->note);
+        }
+        ae_core_put_done(bed->nodes[event->from].core, event->cookie, 0);
+}
+
+static void deliver(struct bed *bed, struct event *event)
+{
+        switch (event->kind) {
+        case EVENT_MSG:
+                bed->n_refused += ae_core_msg(bed->nodes[event->to].core, event->from, event->data,
+                                              event->len) < 0;
+                break;
+        case EVENT_PUT:
+                deliver_put(bed, event);
+                break;
+        case EVENT_TASK:
+                ae_task_run(event->task, 0);
+                ae_core_task_done(bed->nodes[event->from].core, event->task);
+                break;
+        }
+}
+
+void bed_run(struct bed *bed)
+{
+        struct ae_list *entry;
+
+        while ((entry = ae_list_pop(&bed->events))) {
+                struct event *event = ae_list_entry(entry, struct event, link);
+
+                bed->n_done++;
+                deliver(bed, event);
+                free(event);
+        }
+}
+
+void bed_tick(struct bed *bed, uint64_t ns)
+{
+        bed->now_ns += ns;
+        for (uint32_t node = 0; node < bed->n_nodes; node++)
+                ae_core_tick(bed->nodes[node].core, bed->now_ns);
+        bed_run(bed);
+}
+
+int bed_inject(struct bed *bed, uint32_t from, uint32_t to, const void *data, size_t len)
+{
+        char *exact = malloc(len ? len : 1); /* a byte read beyond the message shows */
+        int r;
+
+        if (!exact)
+                abort();
+        memcpy(exact, data, len);
+        r = ae_core_msg(bed->nodes[to].core, from, exact, len);
+        free(exact);
+        bed_run(bed);
+        return r;
+}
+
+/* ---- life ------------------------------------------------------------------------------- */
+
+struct bed *bed_new(uint32_t n_nodes, uint64_t memory_len)
+{
+        struct bed *bed = zeroed(sizeof(*bed));
+
+        bed->n_nodes = n_nodes;
+        ae_list_init(&bed->events);
+        for (uint32_t i = 0; i < n_nodes; i++) {
+                struct bed_node *node = &bed->nodes[i];
+                struct ae_core_options options = {
+                        .node = i, .n_nodes = n_nodes, .incarnation = 100 + i,
+                        .memory_len = memory_len, .n_undo = 1, .transport = "sim", .ops = &ops,
+                        .user = node,
+                };
+
+                node->bed = bed;
+                node->node = i;
+                assert_int_equal(ae_core_new(&options, &node->core), 0);
+        }
+        for (uint32_t i = 0; i < n_nodes; i++) {
+                for (uint32_t k = 0; k < n_nodes; k++) {
+                        if (i != k)
+                                ae_core_peer_up(bed->nodes[i].core, k, 100 + k);
+                }
+        }
+        return bed;
+}
+
+void bed_gone(struct bed_worker *worker, const char *text)
+{
+        struct ae_worker *gone = worker->worker;
+
+        worker->worker = NULL;
+        if (gone)
+                ae_core_worker_gone(gone, text);
+        bed_run(worker->bed);
+}
+
+struct bed *bed_free(struct bed *bed)
+{
+        bed_run(bed);
+        for (uint32_t i = 0; i < bed->n_workers; i++)
+                bed_gone(&bed->workers[i], "the test is over");
+        for (uint32_t i = 0; i < bed->n_nodes; i++)
+                assert_null(ae_core_free(bed->nodes[i].core));
+        free(bed);
+        return NULL;
+}
+
+int bed_hello(struct bed *bed, uint32_t node, const struct bed_hello *hello,
+              struct bed_worker **ret_worker)
+{
+        static const int efd[2] = { -1, -1 };
+        struct bed_worker *worker = &bed->workers[bed->n_workers];
+        Autoep__Hello message = AUTOEP__HELLO__INIT;
+        struct ae_worker_spec spec = { .hello = &message, .pid = 4000 + (int32_t)bed->n_workers,
+                                       .uid = hello->uid, .session = worker };
+        int r;
+
+        assert_true(bed->n_workers < BED_WORKERS_MAX);
+        message.version = hello->version;
+        message.job = (char *)(uintptr_t)hello->job;
+        message.token = (char *)(uintptr_t)hello->token;
+        message.rank = hello->rank;
+        message.world = hello->world;
+        message.reader = hello->reader;
+        message.incarnation = hello->incarnation ? hello->incarnation : 7000 + bed->n_workers;
+        *worker = (struct bed_worker){ .bed = bed, .node = node, .rank = hello->rank };
+        r = ae_core_worker_new(bed->nodes[node].core, &spec, &worker->worker);
+        if (r < 0)
+                return r;
+        bed->n_workers++;
+        ae_core_worker_attach(worker->worker, efd);
+        bed_run(bed);
+        *ret_worker = worker;
+        return 0;
+}
+
+int bed_rank(struct bed *bed, uint32_t node, uint32_t rank, uint32_t world,
+             struct bed_worker **ret_worker)
+{
+        const struct bed_hello hello = { .version = AE_WIRE_VERSION, .rank = rank, .world = world,
+                                         .uid = 1000, .job = "job", .token = "secret" };
+
+        return bed_hello(bed, node, &hello, ret_worker);
+}
+
+/* ---- the model -------------------------------------------------------------------------- */
+
+static Autoep__Model *make_model(void (*change)(Autoep__Model *model))
+{
+        static const struct {
+                const char *name, *unit, *alias_of;
+                uint32_t dtype, class, flags;
+                uint64_t n;
+        } rows[] = {
+                { "w", "u", "", AE_DTYPE_BF16, AE_CLASS_DENSE, 0, BED_W_N },
+                { "bias", "u", "", AE_DTYPE_F32, AE_CLASS_BUFFER, 0, BED_BIAS_N },
+                { "big", "v", "", AE_DTYPE_BF16, AE_CLASS_DENSE, 0, BED_BIG_N },
+                { "fixed", "v", "", AE_DTYPE_BF16, AE_CLASS_DENSE, 1, BED_FIXED_N },
+                { "tied", "v", "w", AE_DTYPE_BF16, AE_CLASS_DENSE, 0, BED_W_N },
+        };
+        Autoep__Tensor tensors[AE_ARRAY_LEN(rows)];
+        Autoep__Tensor *pointers[AE_ARRAY_LEN(rows)];
+        uint64_t dims[AE_ARRAY_LEN(rows)];
+        Autoep__Model model = AUTOEP__MODEL__INIT;
+        Autoep__Model *message;
+        uint8_t packed[2000];
+        size_t len;
+
+        for (size_t i = 0; i < AE_ARRAY_LEN(rows); i++) {
+                autoep__tensor__init(&tensors[i]);
+                tensors[i].name = (char *)(uintptr_t)rows[i].name;
+                tensors[i].unit = (char *)(uintptr_t)rows[i].unit;
+                tensors[i].alias_of = (char *)(uintptr_t)rows[i].alias_of;
+                tensors[i].dtype = rows[i].dtype;
+                tensors[i].tensor_class = rows[i].class;
+                tensors[i].flags = rows[i].flags;
+                dims[i] = rows[i].n;
+                tensors[i].dims = &dims[i];
+                tensors[i].n_dims = 1;
+                pointers[i] = &tensors[i];
+        }
+        model.tensors = pointers;
+        model.n_tensors = AE_ARRAY_LEN(rows);
+        if (change)
+                change(&model);
+        len = ae_control_size(&model.base);
+        assert_true(len <= sizeof(packed));
+        ae_control_pack(&model.base, packed);
+        message = autoep__model__unpack(NULL, len, packed);
+        assert_non_null(message);
+        return message;
+}
+
+void bed_register(struct bed_worker *worker, void (*change)(Autoep__Model *model))
+{
+        Autoep__Register *message = malloc(sizeof(*message));
+        uint64_t len = (BED_W_N + BED_BIG_N + BED_BIAS_N) * 4 + BED_FIXED_N * 2;
+        int fd = -1;
+
+        assert_non_null(message);
+        autoep__register__init(message);
+        message->model = make_model(change);
+        if (worker->rank == 0) {
+                fd = memfd_create("bed-init", MFD_CLOEXEC);
+                assert_true(fd >= 0);
+                assert_int_equal(ftruncate(fd, (off_t)len), 0);
+                message->init_len = len;
+        }
+        assert_int_equal(ae_core_worker_message(worker->worker, AE_CONTROL_REGISTER,
+                                                &message->base, fd),
+                         0);
+        bed_run(worker->bed);
+}
+
+struct ae_local_page *bed_page(const struct bed_worker *worker)
+{
+        return (struct ae_local_page *)(void *)ae_core_worker_page(worker->worker)->base;
+}
+
+struct ae_job *bed_job(const struct bed *bed, uint32_t node)
+{
+        struct ae_list *first = bed->nodes[node].core->jobs.next;
+
+        return first == &bed->nodes[node].core->jobs ? NULL : ae_list_entry(first, struct ae_job,
+                                                                            link);
+}
+
+struct bed *bed_new_live(uint32_t n_nodes)
+{
+        struct bed *bed = bed_new(n_nodes, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        for (uint32_t i = 0; i < n_nodes; i++) {
+                assert_int_equal(bed_rank(bed, i, i, n_nodes, &worker), 0);
+                assert_int_equal(worker->type, AE_CONTROL_HELLO_OK);
+        }
+        for (uint32_t i = 0; i < n_nodes; i++)
+                bed_register(&bed->workers[i], NULL);
+        for (uint32_t i = 0; i < n_nodes; i++) {
+                assert_int_equal(bed->workers[i].type, AE_CONTROL_REGISTERED);
+                assert_int_equal(bed_job(bed, i)->state, AE_JOB_LIVE);
+        }
+        assert_int_equal(bed->n_refused, 0);
+        return bed;
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Cores without a network: as many nodes as a test wants in one process and thread, joined by one
+ * queue of messages, puts and tasks, which bed_run() works off in order. A test can put messages of
+ * its own between them. Everything fails the running cmocka test when it can't be done.
+ */
+#pragma once
+
+#include "server/core/core.h"
+
+#define BED_NODES_MAX 3u
+#define BED_WORKERS_MAX 8u
+#define BED_UNITS 2u
+#define BED_W_N 4096u    /* unit u: w, with a tied use in v, and bias */
+#define BED_BIAS_N 8u
+#define BED_BIG_N 300000u /* unit v: big, cut over two nodes, and fixed (frozen) */
+#define BED_FIXED_N 100u
+
+struct bed_worker {
+        struct bed *bed;          /* borrowed */
+        struct ae_worker *worker; /* NULL: it was refused or is gone */
+        uint32_t node, rank;
+        /* the last control message it got */
+        uint32_t type;
+        int status;               /* ERROR's */
+        char text[512];
+};
+
+struct bed_node {
+        struct bed *bed; /* borrowed */
+        struct ae_core *core;
+        uint32_t node;
+};
+
+struct bed {
+        uint32_t n_nodes;
+        struct bed_node nodes[BED_NODES_MAX];
+        struct bed_worker workers[BED_WORKERS_MAX];
+        uint32_t n_workers;
+        struct ae_list events; /* struct event of test-core-bed.c */
+        uint64_t now_ns;
+        uint32_t n_done;       /* events worked off, to see that nothing happened */
+        uint32_t n_refused;    /* messages of cores that cores refused */
+        char log[1024];        /* the last line */
+};
+
+struct bed_hello {
+        uint32_t version, rank, world, uid;
+        const char *job, *token;
+        uint64_t incarnation;
+        bool reader;
+};
+
+/* Nodes that know each other; @memory_len is each one's budget. */
+struct bed *bed_new(uint32_t n_nodes, uint64_t memory_len);
+/* All workers go, all cores are freed. Returns NULL. */
+struct bed *bed_free(struct bed *bed);
+void bed_run(struct bed *bed);
+/* Time passes: a tick on all nodes. */
+void bed_tick(struct bed *bed, uint64_t ns);
+
+/* What ae_core_worker_new() returns; then, when it was fine, its rank joins. */
+int bed_hello(struct bed *bed, uint32_t node, const struct bed_hello *hello,
+              struct bed_worker **ret_worker);
+/* A hello with which nothing is wrong: job "job", token "secret", uid 1000. */
+int bed_rank(struct bed *bed, uint32_t node, uint32_t rank, uint32_t world,
+             struct bed_worker **ret_worker);
+void bed_gone(struct bed_worker *worker, const char *text);
+/* The test model, with initial values from rank 0; @change may alter it. */
+void bed_register(struct bed_worker *worker, void (*change)(Autoep__Model *model));
+struct ae_local_page *bed_page(const struct bed_worker *worker);
+struct ae_job *bed_job(const struct bed *bed, uint32_t node);
+
+/* A job of one rank a node that is live. */
+struct bed *bed_new_live(uint32_t n_nodes);
+/* A message as from @from at @to. */
+int bed_inject(struct bed *bed, uint32_t from, uint32_t to, const void *data, size_t len);

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How a job forms in the core: hellos that are refused and why, budgets, groups; and the plain way.
+ */
+#include "tests/lib/test.h"
+
+#include "proto/base/num.h"
+#include "proto/base/status.h"
+#include "server/core/job.h"
+#include "tests/unit/test-core-bed.h"
+
+#include <string.h>
+
+#define V AE_WIRE_VERSION
+
+#define assert_says(text, words)                                                                  \
+        do {                                                                                      \
+                if (!strstr((text), (words)))                                                     \
+                        fail_msg("'%s' does not say '%s'", (text), (words));                      \
+        } while (0)
+
+static void test_live(void **state)
+{
+        (void)state;
+        for (uint32_t n_nodes = 1; n_nodes <= BED_NODES_MAX; n_nodes++)
+                bed_free(bed_new_live(n_nodes));
+}
+
+static void test_bad_hello(void **state)
+{
+        static const struct bed_hello root = { V, 1, 2, 0, "job", "secret", 0, false };
+        static const struct {
+                struct bed_hello hello;
+                int status;
+                const char *words;
+        } cases[] = {
+                { { V + 1, 0, 2, 1000, "job", "secret", 0, false }, AE_EVERSION,
+                 "protocol version" },
+                { { 0, 0, 2, 1000, "job", "secret", 0, false }, AE_EVERSION, "protocol version 0" },
+                { { V, 0, 2, 1000, "", "secret", 0, false }, AE_EINVAL, "no name" },
+                { { V, 2, 2, 1000, "job", "secret", 0, false }, AE_EINVAL,
+                 "rank 2 of a world of 2" },
+                { { V, UINT32_MAX, 2, 1000, "job", "secret", 0, false }, AE_EINVAL,
+                 "of a world of 2" },
+                { { V, 0, 0, 1000, "job", "secret", 0, false }, AE_EINVAL,
+                 "rank 0 of a world of 0" },
+                { { V, 0, AE_WIRE_MAX_WORLD + 1, 1000, "job", "secret", 0, false }, AE_EINVAL,
+                 "world of 65537" },
+                { { V, 0, 2, 1000, "job", "guess", 0, false }, AE_EAUTH,
+                 "wrong token for job 'job'" },
+                { { V, 0, 2, 1001, "job", "secret", 0, false }, AE_EAUTH,
+                 "belongs to uid 1000, not to uid 1001" },
+                { { V, 1, 3, 1000, "job", "secret", 0, false }, AE_EMISMATCH,
+                 "has 2 ranks, rank 1 says 3" },
+                { { V, 0, 2, 1000, "job", "secret", 0, false }, AE_EEXIST,
+                 "rank 0 of job 'job' is claimed by pid 4000 on node 0" },
+                { { V, 0, 2, 1000, "other", "secret", 0, true }, AE_ENOENT, "unknown job 'other'" },
+        };
+        struct bed *bed = bed_new(1, AE_GIB);
+        struct bed_worker *worker = NULL;
+        struct bed_worker *refused = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 2, &worker), 0);
+        for (size_t i = 0; i < AE_ARRAY_LEN(cases); i++) {
+                assert_int_equal(bed_hello(bed, 0, &cases[i].hello, &refused), cases[i].status);
+                assert_says(ae_error_text(), cases[i].words);
+                assert_null(refused);
+        }
+        /* none of it harmed the job; root may join anyone's */
+        assert_int_equal(bed_hello(bed, 0, &root, &refused), 0);
+        assert_int_equal(refused->type, AE_CONTROL_HELLO_OK);
+        bed_free(bed);
+}
+
+/* A hello that comes to nothing leaves no job behind that others would have to agree with. */
+static void test_refused_first(void **state)
+{
+        static const struct bed_hello old = { 9, 0, 2, 1000, "job", "secret", 0, false };
+        struct bed *bed = bed_new(1, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 3, 2, &worker), AE_EINVAL);
+        assert_int_equal(bed_hello(bed, 0, &old, &worker), AE_EVERSION);
+        assert_null(bed_job(bed, 0));
+        bed_free(bed);
+}
+
+/* Two nodes: the decider knows what the worker's own node cannot. */
+static void test_refused_by_decider(void **state)
+{
+        static const struct {
+                struct bed_hello hello;
+                int status;
+                const char *words;
+        } cases[] = {
+                { { V, 0, 2, 1000, "job", "secret", 0, false }, AE_EEXIST,
+                 "rank 0 of job 'job' is claimed by pid 4000 on node 0" },
+                { { V, 1, 2, 1000, "job", "guess", 0, false }, AE_EAUTH, "wrong token" },
+                { { V, 1, 3, 1000, "job", "secret", 0, false }, AE_EMISMATCH,
+                 "has 2 ranks, rank 1 says 3" },
+                { { V, 5, 6, 1000, "job", "secret", 0, false }, AE_EMISMATCH,
+                 "has 2 ranks, rank 5 says 6" },
+        };
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 2, &worker), 0);
+        for (size_t i = 0; i < AE_ARRAY_LEN(cases); i++) {
+                struct bed_worker *refused = NULL;
+
+                assert_int_equal(bed_hello(bed, 1, &cases[i].hello, &refused), 0);
+                assert_int_equal(refused->type, AE_CONTROL_ERROR);
+                assert_int_equal(refused->status, cases[i].status);
+                assert_says(refused->text, cases[i].words);
+                bed_gone(refused, "refused");
+        }
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_FORMING);
+        assert_int_equal(bed_job(bed, 0)->n_joined, 1);
+        bed_free(bed);
+}
+
+/* Memory that is too small: every rank hears how much of what was needed and what there is. */
+static void test_budget(void **state)
+{
+        struct bed *bed = bed_new(1, AE_MIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 1, &worker), 0);
+        bed_register(worker, NULL);
+        assert_int_equal(worker->type, AE_CONTROL_ERROR);
+        assert_int_equal(worker->status, AE_EBUDGET);
+        assert_says(worker->text, "job 'job' needs ");
+        assert_says(worker->text, "on node 0 (cache ");
+        assert_says(worker->text, "its budget is 1048576");
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_FAILED);
+        bed_gone(worker, "it failed");
+        assert_null(bed_job(bed, 0));
+        bed_free(bed);
+}
+
+static void small_budget(Autoep__Model *model)
+{
+        model->budget_len = 1000;
+}
+
+static void small_cache(Autoep__Model *model)
+{
+        model->cache_len = 4096;
+}
+
+static void odd_groups(Autoep__Model *model)
+{
+        model->sum_group = 2;
+}
+
+static void odd_experts(Autoep__Model *model)
+{
+        model->ep_size = 2;
+}
+
+/* What the nodes refuse when the job starts, each with its reason at every rank. */
+static void test_bad_models(void **state)
+{
+        static const struct {
+                void (*change)(Autoep__Model *model);
+                int status;
+                const char *words;
+        } cases[] = {
+                { small_budget, AE_EBUDGET, "its budget is 1000" },
+                { small_cache, AE_EBUDGET, "cache_len 4096 on node" },
+                { odd_groups, AE_EINVAL, "sum_group 2 does not cut the 3 ranks of node 0" },
+                { odd_experts, AE_EINVAL, "ep_size 2" },
+        };
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(cases); i++) {
+                struct bed *bed = bed_new(2, AE_GIB);
+                struct bed_worker *worker = NULL;
+
+                for (uint32_t rank = 0; rank < 3; rank++)
+                        assert_int_equal(bed_rank(bed, 0, rank, 3, &worker),
+                                         0);
+                for (uint32_t rank = 0; rank < 3; rank++)
+                        bed_register(&bed->workers[rank], cases[i].change);
+                for (uint32_t rank = 0; rank < 3; rank++) {
+                        assert_int_equal(bed->workers[rank].type, AE_CONTROL_ERROR);
+                        assert_int_equal(bed->workers[rank].status, cases[i].status);
+                        assert_says(bed->workers[rank].text, cases[i].words);
+                }
+                bed_free(bed);
+        }
+}
+
+static void other_flags(Autoep__Model *model)
+{
+        model->tensors[2]->group = 1;
+}
+
+static void test_ranks_differ(void **state)
+{
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        for (uint32_t rank = 0; rank < 2; rank++)
+                assert_int_equal(bed_rank(bed, rank, rank, 2, &worker), 0);
+        bed_register(&bed->workers[0], NULL);
+        bed_register(&bed->workers[1], other_flags);
+        for (uint32_t rank = 0; rank < 2; rank++) {
+                assert_int_equal(bed->workers[rank].status, AE_EMISMATCH);
+                assert_says(bed->workers[rank].text, "group of big is 0 on rank 0 and 1 on rank 1");
+        }
+        bed_free(bed);
+}
+
+static void test_lost_rank(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+
+        (void)state;
+        bed_gone(&bed->workers[1], "its process ended");
+        for (uint32_t node = 0; node < 1; node++) {
+                assert_int_equal(bed_job(bed, node)->state, AE_JOB_FAILED);
+                assert_says(bed_job(bed, node)->why,
+                            "rank 1 (pid 4001, node 1) was lost in round 1");
+                assert_says(bed_job(bed, node)->why, "its process ended");
+        }
+        assert_null(bed_job(bed, 1)); /* nobody looks at it there any more */
+        bed_free(bed);
+}
+
+static void test_wrong_messages(void **state)
+{
+        static const uint32_t types[] = { AE_CONTROL_HELLO, AE_CONTROL_HELLO_OK, AE_CONTROL_DONE,
+                                          AE_CONTROL_ERROR, AE_CONTROL_JOIN, AE_CONTROL_START,
+                                          AE_CONTROL_FAIL, AE_CONTROL_CTL_REQUEST };
+        struct bed *bed = bed_new_live(1);
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(types); i++) {
+                ProtobufCMessage *message = NULL;
+
+                assert_int_equal(ae_control_unpack(types[i], "", 0, &message), 0);
+                assert_int_equal(ae_core_worker_message(bed->workers[0].worker, types[i], message,
+                                                        -1),
+                                 AE_EPROTO);
+                assert_says(ae_error_text(), "a worker may not send");
+        }
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_LIVE);
+        bed_free(bed);
+}
+
+int main(void)
+{
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_live),
+                cmocka_unit_test(test_bad_hello),
+                cmocka_unit_test(test_refused_first),
+                cmocka_unit_test(test_refused_by_decider),
+                cmocka_unit_test(test_budget),
+                cmocka_unit_test(test_bad_models),
+                cmocka_unit_test(test_ranks_differ),
+                cmocka_unit_test(test_lost_rank),
+                cmocka_unit_test(test_wrong_messages),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}

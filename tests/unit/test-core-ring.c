@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Nonsense in a worker's submission ring: every entry with a field out of range is refused as a
+ * breach of protocol, and the core does nothing else for it: no message, no task, no put, no
+ * answer.
+ */
+#include "tests/lib/test.h"
+
+#include "proto/base/num.h"
+#include "proto/base/status.h"
+#include "server/core/job.h"
+#include "tests/unit/test-core-bed.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define PIECE_N 128u
+#define PIECE_LEN (PIECE_N * 4)
+#define XHEAD_LEN ((uint32_t)sizeof(struct ae_local_xhead))
+
+static int post(struct bed_worker *worker, const struct ae_local_sqe *sqe)
+{
+        struct ae_local_page *page = bed_page(worker);
+        uint32_t tail = atomic_load(&page->sq_tail);
+
+        page->sq[tail % AE_LOCAL_SQ_LEN] = *sqe;
+        atomic_store(&page->sq_tail, tail + 1);
+        return ae_core_worker_ring(worker->worker);
+}
+
+static struct ae_local_sqe piece(void)
+{
+        return (struct ae_local_sqe){ .op = AE_SQ_PIECE, .dtype = AE_DTYPE_F32, .n = PIECE_N,
+                                      .len = PIECE_LEN };
+}
+
+/* What the core has done so far, in figures. */
+struct trace {
+        uint64_t n_done, cq_tail, grad_tail, xout_tail, idle; /* no gaps: compared as bytes */
+};
+
+static struct trace trace_of(struct bed *bed)
+{
+        const struct ae_local_page *page = bed_page(&bed->workers[0]);
+
+        return (struct trace){ .n_done = bed->n_done, .cq_tail = page->cq_tail,
+                               .grad_tail = page->grad_tail, .xout_tail = page->xout_tail,
+                               .idle = ae_list_empty(&bed->events) };
+}
+
+static void assert_nonsense(struct bed *bed, const struct ae_local_sqe *sqe)
+{
+        struct trace before = trace_of(bed);
+        struct trace after;
+
+        if (post(&bed->workers[0], sqe) != AE_EPROTO)
+                fail_msg("entry %u was taken (unit %u use %u micro %u dtype %u rank %u slot %u)",
+                         sqe->op, sqe->unit, sqe->use, sqe->micro, sqe->dtype, sqe->rank,
+                         sqe->slot);
+        after = trace_of(bed);
+        assert_memory_equal(&before, &after, sizeof(before));
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_LIVE);
+}
+
+static const uint32_t bad_units[] = { BED_UNITS, 1000, UINT32_MAX };
+
+static void test_units(void **state)
+{
+        static const uint16_t unit_ops[] = { AE_SQ_GATHER, AE_SQ_RANGE, AE_SQ_PREFETCH, AE_SQ_PIECE,
+                                             AE_SQ_SCATTERED };
+        struct bed *bed = bed_new_live(2);
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(unit_ops); i++) {
+                for (size_t k = 0; k < AE_ARRAY_LEN(bad_units); k++) {
+                        struct ae_local_sqe sqe = piece();
+
+                        sqe.op = unit_ops[i];
+                        sqe.unit = bad_units[k];
+                        assert_nonsense(bed, &sqe);
+                }
+        }
+        bed_free(bed);
+}
+
+static void test_unknown_ops(void **state)
+{
+        static const uint16_t unknown[] = { 0, 11, 12, 255, UINT16_MAX };
+        struct bed *bed = bed_new_live(2);
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(unknown); i++)
+                assert_nonsense(bed, &(struct ae_local_sqe){ .op = unknown[i] });
+        bed_free(bed);
+}
+
+static void test_ranges_and_slots(void **state)
+{
+        static const struct {
+                uint64_t first, n;
+        } ranges[] = { { 0, 0 }, { 0, UINT64_MAX }, { UINT64_MAX, 1 }, { 1, UINT64_MAX },
+                       { 1u << 20, 1 }, { 0, 1u << 20 }, { UINT64_MAX, UINT64_MAX } };
+        static const uint32_t slots[] = { 0, 1, 67, 68, AE_LOCAL_SLOTS_MAX - 1, AE_LOCAL_SLOT_NONE,
+                                          UINT32_MAX };
+        struct bed *bed = bed_new_live(2);
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(ranges); i++)
+                assert_nonsense(bed, &(struct ae_local_sqe){ .op = AE_SQ_RANGE,
+                                                            .first = ranges[i].first,
+                                                             .n = ranges[i].n });
+        for (size_t i = 0; i < AE_ARRAY_LEN(slots); i++) /* nothing is pinned */
+                assert_nonsense(bed, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = slots[i] });
+        bed_free(bed);
+}
+
+static void test_pieces(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        uint64_t ring = bed_page(&bed->workers[0])->grad_len;
+        const struct ae_local_sqe good = piece();
+        struct ae_local_sqe bad[] = { good, good, good, good, good, good, good, good, good, good,
+                                     good,
+                                      good, good, good, good, good, good, good };
+        size_t n = 0;
+
+        (void)state;
+        bad[n++].use = 2; /* unit u: its own and one tied use */
+        bad[n++].use = UINT16_MAX;
+        bad[n++].micro = 1;
+        bad[n++].micro = UINT32_MAX;
+        bad[n++].dtype = 0;
+        bad[n++].dtype = AE_DTYPE_I64;
+        bad[n++].dtype = UINT16_MAX;
+        bad[n++].dtype = AE_DTYPE_BF16; /* the length is of fp32 */
+        bad[n++].n = 0;
+        bad[n++].n = UINT64_MAX / 4 + 1 + PIECE_N; /* times four it is the length again */
+        bad[n++].first = UINT64_MAX - 1;
+        bad[n++].first = BED_W_N;
+        bad[n++].first = BED_W_N - PIECE_N + 1;
+        bad[n++].len = PIECE_LEN - 4;
+        bad[n++].pos = ring + 1;
+        bad[n++].pos = ring - PIECE_LEN + 4; /* across the ring's end */
+        bad[n++].pos = 2; /* not a multiple of an element */
+        bad[n++].pos = UINT64_MAX - PIECE_LEN;
+        assert_int_equal(n, AE_ARRAY_LEN(bad));
+        for (size_t i = 0; i < n; i++)
+                assert_nonsense(bed, &bad[i]);
+        assert_int_equal(post(&bed->workers[0], &good), 0); /* the good one is good */
+        bed_run(bed);
+        bed_free(bed);
+}
+
+static void test_lanes(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_local_sqe scattered = { .op = AE_SQ_SCATTERED, .unit = 0 };
+        struct ae_local_sqe end = { .op = AE_SQ_MICRO_END, .micro = 0 };
+        struct ae_local_sqe again = piece();
+
+        (void)state;
+        assert_int_equal(post(&bed->workers[0], &scattered), 0);
+        bed_run(bed);
+        assert_nonsense(bed, &scattered); /* twice in one micro-batch */
+        assert_nonsense(bed, &again);
+        end.micro = 1;
+        assert_nonsense(bed, &end);
+        end.micro = UINT32_MAX;
+        assert_nonsense(bed, &end);
+        end.micro = 0;
+        assert_int_equal(post(&bed->workers[0], &end), 0);
+        bed_run(bed);
+        assert_nonsense(bed, &end);
+        assert_nonsense(bed, &scattered);
+        bed_free(bed);
+}
+
+static void test_steps(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_local_step *step = &bed_page(&bed->workers[0])->step;
+        static const struct ae_local_sqe ask = { .op = AE_SQ_STEP };
+        static const uint32_t counts[] = { 1, BED_BIAS_N - 1, BED_BIAS_N + 1,
+                                          AE_WIRE_MAX_COUNTS + 1,
+                                           UINT32_MAX };
+        struct ae_local_sqe late = piece();
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(counts); i++) {
+                step->n_counts = counts[i];
+                assert_nonsense(bed, &ask);
+        }
+        step->n_counts = 0;
+        step->ask.n_groups = AE_WIRE_MAX_GROUPS + 1;
+        assert_nonsense(bed, &ask);
+        step->ask.n_groups = 1;
+        step->round = bed_job(bed, 0)->round + 1; /* one that has not come */
+        assert_nonsense(bed, &ask);
+        step->round = bed_job(bed, 0)->round;
+        memset(step->bad_text, 'x', sizeof(step->bad_text)); /* no end: cut, not refused */
+        assert_int_equal(post(&bed->workers[0], &ask), 0);
+        bed_run(bed);
+        assert_nonsense(bed, &ask);
+        assert_nonsense(bed, &late);
+        bed_free(bed);
+}
+
+static void test_exchange(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        uint64_t ring = bed_page(&bed->workers[0])->xout_len;
+        const struct ae_local_sqe good = { .op = AE_SQ_XSEND, .rank = 1, .len = XHEAD_LEN };
+        struct ae_local_sqe bad[] = { good, good, good, good, good, good, good, good, good };
+        size_t n = 0;
+
+        (void)state;
+        bad[n++].rank = 0; /* itself */
+        bad[n++].rank = 2;
+        bad[n++].rank = UINT32_MAX;
+        bad[n++].len = XHEAD_LEN - 1;
+        bad[n++].len = 0;
+        bad[n++].len = UINT32_MAX;
+        bad[n++].pos = ring + 1;
+        bad[n++].pos = ring - XHEAD_LEN + 1;
+        bad[n++].pos = UINT64_MAX;
+        assert_int_equal(n, AE_ARRAY_LEN(bad));
+        for (size_t i = 0; i < n; i++)
+                assert_nonsense(bed, &bad[i]);
+        assert_nonsense(bed, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = 2 });
+        assert_nonsense(bed, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = UINT32_MAX });
+        assert_nonsense(bed, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = 1, .n = 1 });
+        assert_nonsense(bed, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = 1,
+                                                    .n = UINT64_MAX });
+        assert_int_equal(post(&bed->workers[0], &good), 0);
+        bed_run(bed);
+        assert_int_equal(bed->n_refused, 0);
+        bed_free(bed);
+}
+
+static void test_index(void **state)
+{
+        static const uint32_t jumps[] = { AE_LOCAL_SQ_LEN + 1, 1u << 31, UINT32_MAX };
+        struct bed *bed = bed_new_live(1);
+        struct ae_local_page *page = bed_page(&bed->workers[0]);
+        uint32_t tail = atomic_load(&page->sq_tail);
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(jumps); i++) {
+                atomic_store(&page->sq_tail, tail + jumps[i]);
+                assert_int_equal(ae_core_worker_ring(bed->workers[0].worker), AE_EPROTO);
+        }
+        atomic_store(&page->sq_tail, tail);
+        assert_int_equal(ae_core_worker_ring(bed->workers[0].worker), 0);
+        bed_free(bed);
+}
+
+static void test_reader(void **state)
+{
+        static const uint16_t forbidden[] = { AE_SQ_PIECE, AE_SQ_SCATTERED, AE_SQ_MICRO_END,
+                                             AE_SQ_STEP,
+                                              AE_SQ_XSEND, AE_SQ_XACK };
+        static const struct bed_hello hello = { .version = AE_WIRE_VERSION, .uid = 1000,
+                                               .job = "job",
+                                                .token = "secret", .reader = true };
+        Autoep__Register *message = malloc(sizeof(*message));
+        struct bed *bed = bed_new_live(1);
+        struct bed_worker *reader = NULL;
+
+        (void)state;
+        assert_non_null(message);
+        autoep__register__init(message);
+        assert_int_equal(bed_hello(bed, 0, &hello, &reader), 0);
+        assert_int_equal(ae_core_worker_message(reader->worker, AE_CONTROL_REGISTER,
+                                                &message->base, -1),
+                         0);
+        assert_int_equal(reader->type, AE_CONTROL_REGISTERED);
+        for (size_t i = 0; i < AE_ARRAY_LEN(forbidden); i++)
+                assert_int_equal(post(reader, &(struct ae_local_sqe){ .op = forbidden[i] }),
+                                 AE_EPROTO);
+        assert_int_equal(post(reader, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .token = 5 }), 0);
+        bed_run(bed);
+        bed_gone(reader, "it ended"); /* a reader takes nobody with it */
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_LIVE);
+        bed_free(bed);
+}
+
+/* Entries of random bits, most with a legal op: taken or refused, never the daemon's end. */
+static void test_random(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+
+        (void)state;
+        srand(41);
+        for (uint32_t i = 0; i < 20000; i++) {
+                struct ae_local_sqe sqe;
+                uint8_t *bytes = (uint8_t *)&sqe;
+
+                for (size_t k = 0; k < sizeof(sqe); k++)
+                        bytes[k] = rand() % 3 ? 0 : (uint8_t)(rand() % (rand() % 2 ? 4 : 256));
+                sqe.op = (uint16_t)(rand() % 12);
+                (void)post(&bed->workers[rand() % 2], &sqe);
+                bed_run(bed);
+                if (bed_job(bed, 0)->state == AE_JOB_LIVE)
+                        continue;
+                bed_free(bed);
+                bed = bed_new_live(2);
+        }
+        bed_free(bed);
+}
+
+int main(void)
+{
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_units),    cmocka_unit_test(test_unknown_ops),
+                cmocka_unit_test(test_ranges_and_slots), cmocka_unit_test(test_pieces),
+                cmocka_unit_test(test_lanes),    cmocka_unit_test(test_steps),
+                cmocka_unit_test(test_exchange), cmocka_unit_test(test_index),
+                cmocka_unit_test(test_reader),   cmocka_unit_test(test_random),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
