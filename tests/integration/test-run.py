@@ -297,7 +297,8 @@ class Failures(Case):
         daemon = self.start("", ":")
         del self.env["STANDIN"]
         begin = time.monotonic()
-        worker = self.start("--workers 2", 'trap "" TERM; test $RANK = 1 && exit 1; sleep 30')
+        worker = self.start("--workers 2", 'trap "" TERM; touch $D/deaf$RANK; test $RANK = 0 && '
+                            'sleep 30; while [ ! -e $D/deaf0 ]; do sleep 0.01; done; exit 1')
         worker.out, worker.err = worker.communicate(timeout=DEADLINE)
         self.assertGreater(time.monotonic() - begin, 2.9)
         self.assertLess(time.monotonic() - begin, 10)
