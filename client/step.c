@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define STEP_AGAIN 1 /* a put took the round's number just before the request: ask for the next */
+
 /* ---- micro-batches ---------------------------------------------------------------------- */
 
 static int end_micro_batch(struct autoep *h, const struct ae_deadline *deadline)
@@ -206,12 +208,11 @@ static bool round_is_over(struct autoep *h, const struct ae_wait *wait)
         return atomic_load(&h->params->round) > h->asked_round; /* pairs with its release */
 }
 
-static void copy_verdict(const struct autoep *h, const struct ae_wire_verdict *from,
-                         struct autoep_verdict *to)
+static void copy_verdict(const struct ae_wire_verdict *from, struct autoep_verdict *to)
 {
         to->kind = from->kind;
         to->version = from->version;
-        to->round = ae_handle_round(h);
+        to->round = from->round + 1;
         to->epoch = from->epoch;
         to->scale = from->scale;
         to->norm = from->norm;
@@ -248,13 +249,17 @@ static int fail_nonfinite(const struct autoep *h, const struct ae_wire_verdict *
                        (unsigned long long)v->round);
 }
 
+/* STEP_AGAIN when there is no verdict on the round asked for: a put took it. */
 static int read_verdict(struct autoep *h, struct ae_wire_verdict *ret_verdict)
 {
-        /* It stays as it is until this rank asks again, which is why a plain copy will do. */
+        /* It stays as it is until all ranks have asked again, which is why a plain copy will do. */
         struct ae_wire_verdict v = h->params->verdict;
 
+        if (v.round < h->asked_round)
+                return STEP_AGAIN;
         if (v.round != h->asked_round || v.kind < AE_VERDICT_APPLIED ||
-            v.kind > AE_VERDICT_REFUSED || v.ask.n_groups > AE_WIRE_MAX_GROUPS)
+            v.kind > AE_VERDICT_REFUSED || v.kind == AE_VERDICT_PUT ||
+            v.ask.n_groups > AE_WIRE_MAX_GROUPS)
                 return ae_pump_break(h, ae_fail(AE_EPROTO, "the daemon shows a verdict of kind %u "
                                                 "on round %llu where round %llu was asked for",
                                                 v.kind, (unsigned long long)v.round,
@@ -285,7 +290,7 @@ static int take_verdict(struct autoep *h, const struct ae_wire_verdict *v,
         ae_count(&h->counters.steps, 1);
         if (v->kind == AE_VERDICT_SKIPPED && h->model->message->nonfinite == AUTOEP_NONFINITE_STOP)
                 return fail_nonfinite(h, v);
-        copy_verdict(h, v, ret_verdict);
+        copy_verdict(v, ret_verdict);
         return 0;
 }
 
@@ -301,7 +306,7 @@ static int wait_for_verdict(struct autoep *h, const struct ae_deadline *deadline
                 return ae_pump_prefix(r, "there is no verdict on round %llu",
                                       (unsigned long long)h->asked_round);
         r = read_verdict(h, ret_verdict);
-        if (r == 0)
+        if (r >= 0)
                 atomic_store(&h->asked, false);
         return r;
 }
@@ -341,11 +346,8 @@ static int step_round(struct autoep *h, const struct autoep_step *step, int time
                 if (r < 0)
                         return r;
                 r = wait_for_verdict(h, &deadline, &v);
-                if (r < 0)
-                        return r;
-                /* A put took the round's number just before the request; ask for the next one. */
-        } while (v.kind == AE_VERDICT_PUT);
-        return take_verdict(h, &v, ret_verdict);
+        } while (r == STEP_AGAIN);
+        return r < 0 ? r : take_verdict(h, &v, ret_verdict);
 }
 
 int autoep_step(autoep *h, const struct autoep_step *step, int timeout_ms,

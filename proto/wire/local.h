@@ -56,7 +56,7 @@ struct ae_local_params {
         _Atomic uint64_t pause_ns;    /* by how much deadlines have grown in this epoch */
         struct ae_local_text why;     /* FAILED: the reason */
         struct ae_local_text waiting; /* what the open round waits for */
-        struct ae_wire_verdict verdict; /* of round - 1; stays until all ranks asked again */
+        struct ae_wire_verdict verdict; /* of the last step; stays until all ranks asked again */
         /* this node's figures for the job */
         _Atomic uint64_t gather_recv_len, scatter_sent_len, exchange_sent_len, messages_sent;
 };

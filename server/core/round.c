@@ -564,7 +564,8 @@ static void show(struct ae_job *job)
 {
         struct ae_worker *worker;
 
-        job->page->verdict = job->verdict;
+        if (job->verdict.kind != AE_VERDICT_PUT) /* a rank may not have read that of its step yet */
+                job->page->verdict = job->verdict;
         ae_local_text_set(&job->page->waiting, "");
         atomic_store_explicit(&job->shard.header->job_version, job->version, memory_order_release);
         atomic_store_explicit(&job->shard.header->committed, job->round, memory_order_release);

@@ -154,6 +154,37 @@ static void test_put_after_micro_batch(void **state)
         RUN(two_by_two, put_after_micro_batch);
 }
 
+/* A rank that is slow to read its verdict finds it although another has put twice since. */
+static int put_before_verdict_is_read(struct cluster_worker *w)
+{
+        struct autoep_step step = contract_step(contract_sgd);
+        struct autoep_verdict v = AUTOEP_VERDICT_INIT;
+
+        DO(contract_register(w, &sgd));
+        DO(contract_scatter(w, CONTRACT_UNIT_B, 0.5f));
+        if (w->rank == 3)
+                CLUSTER_REFUSED(w, autoep_step(w->handle, &step, 0, &v), AUTOEP_ETIMEDOUT, "");
+        else
+                DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
+        MEET(w);
+        if (w->rank == 0) {
+                CLUSTER_TRY(w, put_both(w, w->handle, 1, 4, 5));
+                CLUSTER_TRY(w, put_both(w, w->handle, 2, 6, 7));
+        }
+        MEET(w);
+        if (w->rank == 3)
+                DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
+        CLUSTER_CHECK(w, v.version == 1 && v.round == 2, "version %llu after round %llu",
+                      (unsigned long long)v.version, (unsigned long long)v.round);
+        return step_from(w, 6, 7, 4);
+}
+
+static void test_put_before_verdict_is_read(void **state)
+{
+        (void)state;
+        RUN(two_by_two, put_before_verdict_is_read);
+}
+
 /* The ranks step; rank 0 takes the gradient and puts what its own optimizer makes of it. */
 static int external(struct cluster_worker *w)
 {
@@ -425,6 +456,7 @@ int main(void)
                 cmocka_unit_test(test_put),
                 cmocka_unit_test(test_put_parts),
                 cmocka_unit_test(test_put_after_micro_batch),
+                cmocka_unit_test(test_put_before_verdict_is_read),
                 cmocka_unit_test(test_external_optimizer),
                 cmocka_unit_test(test_reader),
                 cmocka_unit_test(test_evaluation),

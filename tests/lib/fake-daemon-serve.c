@@ -399,6 +399,17 @@ static void keep_piece(struct fake_worker *w, const struct ae_local_sqe *sqe)
         atomic_store(&w->page->grad_tail, sqe->pos + sqe->len);
 }
 
+/* A put that nobody asked this daemon for: it ends the round, and its verdict is not shown. */
+static void take_round_for_put(struct fake_daemon *d, uint64_t round)
+{
+        for (uint32_t i = 0; i < d->n_workers; i++)
+                d->workers[i].asked = false;
+        atomic_fetch_add(&d->params->job_version, 1);
+        atomic_store(&d->params->round, round + 1);
+        d->verdict_kind = AE_VERDICT_APPLIED;
+        fake_wake_all(d);
+}
+
 static void decide(struct fake_daemon *d)
 {
         uint64_t round = atomic_load(&d->params->round);
@@ -410,6 +421,10 @@ static void decide(struct fake_daemon *d)
                 n += d->workers[i].asked;
         if (n < d->config.world)
                 return;
+        if (d->verdict_kind == AE_VERDICT_PUT) {
+                take_round_for_put(d, round);
+                return;
+        }
         *v = (struct ae_wire_verdict){ .kind = lie == FAKE_VERDICT_KIND ? 9 : d->verdict_kind,
                                        .epoch = 1, .bad = d->bad, .norm = 2, .clip = 0.5,
                                        .scale = 0.25, .grad_scale = 0.125,

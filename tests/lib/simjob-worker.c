@@ -523,8 +523,8 @@ static bool do_step(struct simworker *worker)
             worker->asked_round)
                 return false;
         verdict = worker->params->verdict;
-        if (verdict.kind == AE_VERDICT_PUT) { /* the request belongs to the round after the put */
-                worker->asked_round = verdict.round + 1;
+        if (verdict.round < worker->asked_round) { /* a put took the round */
+                ask(worker);
                 return false;
         }
         if (verdict.round != worker->asked_round)
@@ -624,6 +624,16 @@ static bool has_failed(struct simworker *worker)
         return true;
 }
 
+/* What ended the round is shown to workers, but for a put. */
+static void see_verdict(struct simworker *worker)
+{
+        const struct ae_wire_verdict *shown = &worker->params->verdict;
+        const struct ae_wire_verdict *noted = &simnode_job(worker->node)->verdict;
+        bool step = shown->kind && shown->round == worker->job->ref.next_round;
+
+        simref_verdict(worker->job, step ? shown : noted);
+}
+
 static void look(void *user)
 {
         struct simworker *worker = user;
@@ -633,7 +643,7 @@ static void look(void *user)
         if (worker->ended || !worker->params || has_failed(worker))
                 return;
         if (atomic_load(&worker->params->round) > job->ref.next_round)
-                simref_verdict(job, &worker->params->verdict);
+                see_verdict(worker);
         for (uint32_t i = 0; i < 8 && !worker->ended; i++) {
                 struct simaction action = worker->actions[worker->at];
                 uint32_t step = worker->step;
