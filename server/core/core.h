@@ -115,7 +115,8 @@ int ae_core_worker_message(struct ae_worker *worker, uint32_t type, ProtobufCMes
                            int fd);
 /* Drains its submission ring. Negative: it wrote nonsense; the executor ends the session. */
 int ae_core_worker_ring(struct ae_worker *worker);
-/* Whether its submission ring holds entries that the core would take now. */
+/* Whether its submission ring holds entries that the core would take now: those posted while a put
+ * is decided stay there. The executor looks before it sleeps, and drains the ring again. */
 bool ae_core_worker_pending(const struct ae_worker *worker);
 /* Session over. Without a LEAVE before it the rank is lost. @text: why. Frees the worker. */
 void ae_core_worker_gone(struct ae_worker *worker, const char *text);

@@ -581,7 +581,6 @@ static int on_commit(struct ae_job *job, uint32_t node, uint16_t decision)
 {
         bool put = job->verdict.kind == AE_VERDICT_PUT;
         bool first = !job->committed;
-        struct ae_worker *worker;
 
         if (node != 0 || decision != job->noted ||
             (put ? !job->put_prepared : job->round_state != AE_ROUND_PREPARED))
@@ -607,10 +606,6 @@ static int on_commit(struct ae_job *job, uint32_t node, uint16_t decision)
         }
         ae_state_pump(job); /* fetches of such peers too */
         ae_round_begin(job);
-        ae_list_for_each(worker, &job->core->workers, link) {
-                if (put && worker->job == job && ae_ring_drain(worker) < 0)
-                        ae_core_log(job->core, 1, "rank %u: %s", worker->rank, ae_error_text());
-        }
         return 0;
 }
 
@@ -724,15 +719,7 @@ void ae_round_put_reply(struct ae_job *job, uint32_t node, const Autoep__DecideR
         }
         if (node != 0)
                 return;
-        if (job->put_prepared && job->verdict.put_id == reply->put_id) {
-                struct ae_worker *worker;
-
+        if (job->put_prepared && job->verdict.put_id == reply->put_id)
                 job->put_prepared = false;
-                ae_list_for_each(worker, &job->core->workers, link) {
-                        if (worker->job == job && ae_ring_drain(worker) < 0)
-                                ae_core_log(job->core, 1, "rank %u: %s", worker->rank,
-                                            ae_error_text());
-                }
-        }
         ae_state_put_off(job, reply->put_id, reply->status, reply->text);
 }

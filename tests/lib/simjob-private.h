@@ -212,17 +212,23 @@ void simref_check_shard(struct simnode *node);
 const char *simref_image(const struct simjob *job, uint64_t version, uint32_t unit);
 uint64_t simref_grad_of(const struct simjob *job, uint32_t tensor); /* in its unit's image */
 
-/* ---- simjob-worker.c ---------------------------------------------------------------------- */
+/* ---- simjob-worker.c, simjob-scatter.c, simjob-state.c ------------------------------------ */
 
-/* simjob-state.c */
 void simworker_send(struct simworker *worker, uint32_t type, const ProtobufCMessage *message,
                     int fd);
 int simworker_memory(const void *data, uint64_t len);
+uint64_t simworker_chance(struct simworker *worker, uint64_t n); /* below n */
+void simworker_post(struct simworker *worker, const struct ae_local_sqe *sqe);
+/* Actions: whether they are done. */
+bool simworker_scatter(struct simworker *worker, const struct simaction *action);
+bool simworker_declare_scattered(struct simworker *worker, const struct simaction *action);
 bool simworker_put(struct simworker *worker);
 bool simworker_get(struct simworker *worker);
 
 void simworker_start(struct simworker *worker);
 void simworker_wake(struct simworker *worker);
+/* The executor looks before it sleeps: entries that the core would not take before. */
+void simworker_ring_left(struct ae_worker *worker);
 void simworker_message(struct simworker *worker, uint32_t type, const ProtobufCMessage *message);
 void simworker_end(struct simworker *worker, bool failed, int status, const char *why);
 const char *simworker_text(const struct simworker *worker);

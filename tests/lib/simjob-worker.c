@@ -6,11 +6,10 @@
 #include "tests/lib/simjob-private.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <sys/mman.h>
 
-static uint64_t chance(struct simworker *worker, uint64_t n)
+uint64_t simworker_chance(struct simworker *worker, uint64_t n)
 {
         return ae_sim_random(worker->job->sim) % n;
 }
@@ -47,7 +46,21 @@ static void on_bell(void *user)
         simnode_kick(worker->node);
 }
 
-static void post(struct simworker *worker, const struct ae_local_sqe *sqe)
+static void ring(struct simworker *worker)
+{
+        if (worker->rings)
+                return;
+        worker->rings = true;
+        ae_sim_after(worker->job->sim, 1 + simworker_chance(worker, 30000), on_bell, worker, NULL);
+}
+
+void simworker_ring_left(struct ae_worker *worker)
+{
+        if (ae_core_worker_page(worker) && ae_core_worker_pending(worker))
+                ring(ae_core_worker_session(worker));
+}
+
+void simworker_post(struct simworker *worker, const struct ae_local_sqe *sqe)
 {
         uint32_t head = atomic_load_explicit(&worker->page->sq_head, memory_order_acquire);
 
@@ -55,10 +68,7 @@ static void post(struct simworker *worker, const struct ae_local_sqe *sqe)
                 simjob_fail(worker->job, "the queue of rank %u is full", worker->rank);
         worker->page->sq[worker->sq_tail % AE_LOCAL_SQ_LEN] = *sqe;
         atomic_store_explicit(&worker->page->sq_tail, ++worker->sq_tail, memory_order_release);
-        if (worker->rings)
-                return;
-        worker->rings = true;
-        ae_sim_after(worker->job->sim, 1 + chance(worker, 30000), on_bell, worker, NULL);
+        ring(worker);
 }
 
 static bool take_answer(struct simworker *worker, struct ae_local_cqe *ret_cqe)
@@ -169,7 +179,7 @@ static bool hold_answer(struct simworker *worker, const struct simaction *action
                 simjob_fail(worker->job, "a gather of rank %u failed: %d", worker->rank,
                             cqe.status);
         atomic_fetch_add(&worker->page->holds[cqe.slot], 1);
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = cqe.slot });
+        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = cqe.slot });
         if (cqe.version == AE_LOCAL_VERSION_ANY)
                 cqe.version = atomic_load(&worker->params->job_version);
         take_view(worker,
@@ -184,10 +194,10 @@ static bool do_gather(struct simworker *worker, const struct simaction *action)
         if (worker->begun)
                 return hold_answer(worker, action, 0, len);
         if (worker->n_held == SIM_HELD)
-                drop_view(worker, (uint32_t)chance(worker, SIM_HELD));
+                drop_view(worker, (uint32_t)simworker_chance(worker, SIM_HELD));
         if (cached(worker, action->unit))
                 return true;
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = action->unit,
+        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = action->unit,
                                              .token = ++worker->token });
         return false;
 }
@@ -205,122 +215,12 @@ static bool do_range(struct simworker *worker, const struct simaction *action)
                 return hold_answer(worker, action, first, n);
         if (worker->n_held == SIM_HELD)
                 drop_view(worker, 0);
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE,
+        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE,
                                              .unit = action->unit,
                                              .first = first,
                                              .n = n,
                                              .token = ++worker->token });
         return false;
-}
-
-/* ---- scattering ------------------------------------------------------------------------- */
-
-static void write_piece(struct simworker *worker, const struct simaction *a,
-                        const struct simpiece *piece, bool narrow, char *to)
-{
-        const struct simjob *job = worker->job;
-        uint32_t table = simplan_table(job, worker->step, worker->rank, a->micro, a->unit, a->use);
-        size_t size = narrow ? sizeof(ae_bf16) : sizeof(float);
-        const char *from = narrow ? (const char *)(job->ref.narrow + table + piece->first)
-                                  : (const char *)(job->ref.table + table + piece->first);
-        static const float nan_wide = NAN;
-        static const ae_bf16 nan_narrow = 0x7fc0;
-        struct simnan nan;
-
-        memcpy(to, from, piece->n * size);
-        for (uint32_t i = 0; i < job->ref.n_gaps; i++) {
-                const struct simgap *gap = &job->ref.gaps[i];
-                uint64_t first = AE_MAX(gap->first, piece->first);
-                uint64_t end = AE_MIN(gap->first + gap->n, piece->first + piece->n);
-
-                if (gap->unit == a->unit && first < end)
-                        memset(to + (first - piece->first) * size, 0, (end - first) * size);
-        }
-        if (!simplan_nan(job, worker->step, &nan) || nan.rank != worker->rank ||
-            nan.micro != a->micro || nan.unit != a->unit || nan.use != a->use ||
-            nan.element < piece->first || nan.element - piece->first >= piece->n)
-                return;
-        memcpy(to + (nan.element - piece->first) * size,
-               narrow ? (const void *)&nan_narrow : (const void *)&nan_wide, size);
-}
-
-/* Where the piece goes; false: the ring has no room yet. Small data makes a full ring by lying far
- * apart in it. */
-static bool place_piece(struct simworker *worker, uint64_t len)
-{
-        uint64_t ring = worker->page->grad_len;
-        uint64_t tail = atomic_load_explicit(&worker->page->grad_tail, memory_order_acquire);
-
-        if (!worker->piece_pos) {
-                uint64_t pad = worker->job->params.pads && !worker->job->ref.calm
-                                       ? chance(worker, 1 << 18) * 4 : 0;
-
-                worker->piece_pos = ae_align_up(worker->grad_pos, 4) + pad;
-                if (worker->piece_pos % ring + len > ring)
-                        worker->piece_pos = ae_align_up(worker->piece_pos, 4) / ring * ring + ring;
-        }
-        return worker->piece_pos + len - tail <= ring;
-}
-
-static bool is_last(const struct simworker *worker, const struct simaction *a)
-{
-        uint32_t n = simplan_n_micro(worker->job, worker->step, worker->rank);
-
-        for (uint32_t micro = a->micro + 1; micro < n; micro++) {
-                if (simplan_scatters(worker->job, worker->step, worker->rank, micro, a->unit,
-                                     a->use))
-                        return false;
-        }
-        return true;
-}
-
-static bool do_scatter(struct simworker *worker, const struct simaction *a)
-{
-        struct simjob *job = worker->job;
-        bool narrow = simplan_is_narrow(job, worker->step, worker->rank, a->unit);
-        size_t size = narrow ? sizeof(ae_bf16) : sizeof(float);
-        struct ae_local_sqe sqe = { .op = AE_SQ_PIECE, .unit = a->unit, .micro = a->micro,
-                                    .use = (uint16_t)a->use,
-                                    .dtype = narrow ? AE_DTYPE_BF16 : AE_DTYPE_F32 };
-        struct simpiece piece;
-
-        while (simplan_piece(job, worker->step, worker->rank, a->micro, a->unit, a->use,
-                             worker->piece, &piece)) {
-                if (!piece.skipped && !place_piece(worker, piece.n * size))
-                        return false;
-                worker->piece++;
-                if (piece.skipped)
-                        continue;
-                sqe.first = piece.first;
-                sqe.n = piece.n;
-                sqe.pos = worker->piece_pos;
-                sqe.len = (uint32_t)(piece.n * size);
-                write_piece(worker, a, &piece, narrow, worker->worker->grad->base +
-                                                               sqe.pos % worker->page->grad_len);
-                worker->grad_pos = sqe.pos + sqe.len;
-                worker->piece_pos = 0;
-                post(worker, &sqe);
-        }
-        sqe = (struct ae_local_sqe){ .op = AE_SQ_SCATTERED, .unit = a->unit, .micro = a->micro,
-                                     .use = (uint16_t)a->use };
-        if (is_last(worker, a) && chance(worker, 2))
-                sqe.flags = AE_SQ_LAST;
-        post(worker, &sqe);
-        return true;
-}
-
-/* Without data: as if every piece had come and been folded. */
-static bool declare_scattered(struct simworker *worker, const struct simaction *a)
-{
-        struct ae_sum *sum = ae_job_sum(worker->worker->job, worker->worker->group, a->unit);
-
-        for (uint32_t c = 0; c < sum->n_cells; c++)
-                sum->cells[c].started = true;
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_SCATTERED,
-                                             .flags = AE_SQ_LAST,
-                                             .unit = a->unit,
-                                             .micro = a->micro });
-        return true;
 }
 
 /* ---- exchange --------------------------------------------------------------------------- */
@@ -341,8 +241,10 @@ static bool do_send(struct simworker *worker, const struct simaction *a)
         to = worker->worker->xout->base + worker->xout_pos % ring;
         for (uint32_t i = 0; i < len; i++)
                 to[i] = (char)simplan_message_byte(worker->rank, a->rank, seq, i);
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XSEND, .rank = a->rank, .len = len,
-                                             .pos = worker->xout_pos });
+        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XSEND,
+                                                       .rank = a->rank,
+                                                       .len = len,
+                                                       .pos = worker->xout_pos });
         worker->xout_pos += len;
         worker->xsent[a->rank]++;
         return true;
@@ -371,7 +273,7 @@ static bool do_receive(struct simworker *worker, const struct simaction *a)
                                     worker->rank, i, seq, a->rank);
         }
         worker->xgot[a->rank]++;
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = a->rank,
+        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = a->rank,
                                              .n = worker->xgot[a->rank] });
         return true;
 }
@@ -391,7 +293,7 @@ static void add(struct simworker *worker, struct simaction action)
 static void shuffle(struct simworker *worker, uint32_t first)
 {
         for (uint32_t i = worker->n_actions; i > first + 1; i--) {
-                uint32_t j = first + (uint32_t)chance(worker, i - first);
+                uint32_t j = first + (uint32_t)simworker_chance(worker, i - first);
                 struct simaction swap = worker->actions[i - 1];
 
                 worker->actions[i - 1] = worker->actions[j];
@@ -407,14 +309,14 @@ static void add_reads(struct simworker *worker)
                 struct simaction action = { .kind = SIM_GATHER, .unit = i };
 
                 if (!worker->job->params.no_data)
-                        action.unit = (uint32_t)chance(worker, n_units);
+                        action.unit = (uint32_t)simworker_chance(worker, n_units);
                 add(worker, action);
-                if (worker->job->params.ranges && chance(worker, 4) == 0)
+                if (worker->job->params.ranges && simworker_chance(worker, 4) == 0)
                         add(worker, (struct simaction){ .kind = SIM_RANGE, .unit = action.unit });
-                if (chance(worker, 4) == 0)
+                if (simworker_chance(worker, 4) == 0)
                         add(worker,
                             (struct simaction){ .kind = SIM_PREFETCH, .unit = action.unit });
-                if (chance(worker, 2))
+                if (simworker_chance(worker, 2))
                         add(worker, (struct simaction){ .kind = SIM_RELEASE });
         }
 }
@@ -434,8 +336,10 @@ static void add_micro(struct simworker *worker, uint32_t micro)
         }
         shuffle(worker, first);
         if (simplan_redo(job, worker->attempt) == worker->rank)
-                worker->n_actions = first + (uint32_t)chance(worker, worker->n_actions - first + 1);
-        else if (micro + 1 < simplan_n_micro(job, worker->step, worker->rank) || chance(worker, 4))
+                worker->n_actions =
+                        first + (uint32_t)simworker_chance(worker, worker->n_actions - first + 1);
+        else if (micro + 1 < simplan_n_micro(job, worker->step, worker->rank) ||
+                 simworker_chance(worker, 4))
                 add(worker, (struct simaction){ .kind = SIM_MICRO_END, .micro = micro });
 }
 
@@ -469,7 +373,7 @@ static void plan_round(struct simworker *worker)
                 return;
         }
         add(worker, (struct simaction){ .kind = SIM_RELEASE_ALL });
-        if (job->params.gets && chance(worker, 4) == 0)
+        if (job->params.gets && simworker_chance(worker, 4) == 0)
                 add(worker, (struct simaction){ .kind = SIM_GET });
         if (putter == worker->rank)
                 add(worker, (struct simaction){ .kind = SIM_PUT });
@@ -486,9 +390,9 @@ static void plan_round(struct simworker *worker)
         first = worker->n_actions;
         add_exchange(worker, true);
         shuffle(worker, first);
-        if (chance(worker, 8) == 0)
+        if (simworker_chance(worker, 8) == 0)
                 add_reads(worker); /* evaluation */
-        if (!job->params.keep_views || chance(worker, 2))
+        if (!job->params.keep_views || simworker_chance(worker, 2))
                 add(worker, (struct simaction){ .kind = SIM_RELEASE_ALL });
         add(worker, (struct simaction){ .kind = SIM_STEP });
 }
@@ -510,7 +414,7 @@ static void ask(struct simworker *worker)
         simplan_ask(job, worker->step, &step->ask);
         if (!worker->again && simplan_refuse(job, worker->attempt) == worker->rank)
                 step->ask.hyper[1].lr *= 2;
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_STEP });
+        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_STEP });
 }
 
 static bool do_step(struct simworker *worker)
@@ -568,16 +472,17 @@ static bool do_simple(struct simworker *worker, const struct simaction *action)
                 return true;
         case SIM_RELEASE:
                 if (worker->n_held)
-                        drop_view(worker, (uint32_t)chance(worker, worker->n_held));
+                        drop_view(worker, (uint32_t)simworker_chance(worker, worker->n_held));
                 return true;
         case SIM_PUT_WAIT:
                 return worker->job->put_done > worker->attempt;
         case SIM_PREFETCH:
-                post(worker, &(struct ae_local_sqe){ .op = AE_SQ_PREFETCH, .unit = action->unit });
+                simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_PREFETCH,
+                                                               .unit = action->unit });
                 return true;
         default:
                 assert_int_equal(action->kind, SIM_MICRO_END);
-                post(worker,
+                simworker_post(worker,
                      &(struct ae_local_sqe){ .op = AE_SQ_MICRO_END, .micro = action->micro });
                 return true;
         }
@@ -599,8 +504,8 @@ static bool do_action(struct simworker *worker, const struct simaction *action)
         case SIM_RANGE:
                 return do_range(worker, action);
         case SIM_SCATTER:
-                return worker->job->params.no_data ? declare_scattered(worker, action)
-                                                   : do_scatter(worker, action);
+                return worker->job->params.no_data ? simworker_declare_scattered(worker, action)
+                                                   : simworker_scatter(worker, action);
         case SIM_STEP:
                 return do_step(worker);
         case SIM_LEAVE:
@@ -657,7 +562,7 @@ static void look(void *user)
                 worker->piece = 0;
                 if (step == worker->step && attempt == worker->attempt)
                         worker->at++; /* otherwise a new round has been planned */
-                if (chance(worker, 2))
+                if (simworker_chance(worker, 2))
                         break;
         }
         if (!worker->ended)
@@ -671,7 +576,7 @@ void simworker_wake(struct simworker *worker)
         if (worker->scheduled || worker->ended || !worker->params)
                 return;
         worker->scheduled = true;
-        ae_sim_after(worker->job->sim, 1 + chance(worker, most), look, worker, NULL);
+        ae_sim_after(worker->job->sim, 1 + simworker_chance(worker, most), look, worker, NULL);
 }
 
 /* ---- joining and ending ----------------------------------------------------------------- */
@@ -698,7 +603,7 @@ void simworker_end(struct simworker *worker, bool failed, int status, const char
         (void)snprintf(worker->why, sizeof(worker->why), "%s", why);
         if (failed && !worker->job->params.may_fail)
                 simjob_fail(worker->job, "rank %u failed: %d: %s", worker->rank, status, why);
-        ae_sim_after(worker->job->sim, 1 + chance(worker, 5000000), go, worker, NULL);
+        ae_sim_after(worker->job->sim, 1 + simworker_chance(worker, 5000000), go, worker, NULL);
 }
 
 /* Sparse initial values, which nobody reads. */
@@ -771,7 +676,8 @@ static void hello(void *user)
 
 void simworker_start(struct simworker *worker)
 {
-        ae_sim_after(worker->job->sim, 1 + chance(worker, 100000000), hello, worker, NULL);
+        ae_sim_after(worker->job->sim, 1 + simworker_chance(worker, 100000000), hello, worker,
+                     NULL);
 }
 
 static void on_error(struct simworker *worker, const Autoep__Error *error)
@@ -792,10 +698,10 @@ void simworker_message(struct simworker *worker, uint32_t type, const ProtobufCM
 
         switch (type) {
         case AE_CONTROL_HELLO_OK:
-                ae_sim_after(sim, 1 + chance(worker, 500000), enroll, worker, NULL);
+                ae_sim_after(sim, 1 + simworker_chance(worker, 500000), enroll, worker, NULL);
                 break;
         case AE_CONTROL_REGISTERED:
-                ae_sim_after(sim, 1 + chance(worker, 500000), begin, worker, NULL);
+                ae_sim_after(sim, 1 + simworker_chance(worker, 500000), begin, worker, NULL);
                 break;
         case AE_CONTROL_DONE:
                 worker->answered = true;

@@ -29,12 +29,15 @@ struct ae_job *simnode_job(const struct simnode *node)
 static void on_poll(void *user)
 {
         struct simnode *node = user;
+        struct ae_worker *worker;
 
         node->polls = false;
         if (!node->node)
                 return;
         if (ae_node_poll(node->node))
                 simnode_kick(node);
+        ae_list_for_each(worker, &ae_node_core(node->node)->workers, link)
+                simworker_ring_left(worker);
         simref_check_shard(node);
 }
 
