@@ -96,7 +96,7 @@ static bool is_over(struct autoep *h, const struct ae_wait *wait)
 {
         return wait->done(h, wait) ||
                atomic_load_explicit(&h->gate, memory_order_relaxed) == AE_GATE_LOST ||
- job_failed(h);
+               job_failed(h);
 }
 
 static void wake_finished(struct autoep *h, const struct ae_wait *self)
