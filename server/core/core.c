@@ -50,7 +50,6 @@ int ae_core_new(const struct ae_core_options *options, struct ae_core **ret_core
         ae_pool_init(&core->serves, sizeof(struct ae_serve));
         ae_pool_init(&core->waiters, sizeof(struct ae_waiter));
         ae_pool_init(&core->flow_msgs, sizeof(struct ae_flow_msg));
-        ae_pool_init(&core->arrivals, sizeof(struct ae_arrival));
         *ret_core = core;
         return 0;
 }
@@ -84,7 +83,6 @@ struct ae_core *ae_core_free(struct ae_core *core)
         ae_pool_deinit(&core->serves);
         ae_pool_deinit(&core->waiters);
         ae_pool_deinit(&core->flow_msgs);
-        ae_pool_deinit(&core->arrivals);
         free(core->peers);
         free(core);
         return NULL;

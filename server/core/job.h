@@ -86,14 +86,12 @@ struct ae_part {
         uint16_t next;      /* first global group that is not settled */
         bool busy, started, complete;
         double norm2;
-        struct ae_list arrived; /* struct ae_arrival by group */
 };
 
+/* What lies in one of a sender's slots here until it is folded. */
 struct ae_arrival {
-        struct ae_list link;
-        uint32_t group;   /* global */
-        uint32_t node;
-        uint32_t slot;    /* in that sender's inbox */
+        const struct ae_part *part; /* borrowed; NULL: nothing */
+        uint32_t group;             /* global */
 };
 
 /* A slice that this node owns. */
@@ -187,10 +185,12 @@ struct ae_job_peer {
         uint32_t n_free;
         struct ae_list sends;        /* struct ae_send */
         /* as owner of parts from it */
+        struct ae_arrival *arrived;  /* owned; per slot */
         uint32_t *credit;            /* owned; slots to give back */
         uint32_t n_credit;
         uint32_t n_held;             /* slots whose parts are not folded yet */
         uint8_t *scattered;          /* owned; its END bitmap of the round */
+        uint32_t *groups;            /* borrowed from the job's group_index */
         uint32_t n_groups;           /* sum groups it has */
         struct ae_wire_vote *vote;   /* owned; decider */
         size_t vote_len;
@@ -321,7 +321,8 @@ struct ae_job {
         uint32_t *rank_local;      /* owned; index among its node's ranks */
         struct ae_sum_group *groups; /* owned; in order of first rank */
         uint32_t n_groups;
-        uint32_t *local_groups;    /* owned; global index of each local group */
+        uint32_t *group_index;     /* owned; global indices, node after node */
+        const uint32_t *local_groups; /* borrowed from it; this node's */
         uint32_t n_local_groups;
         uint32_t n_local;          /* ranks of this node */
         struct ae_worker **locals; /* owned array; by local index; NULL when gone */
@@ -416,7 +417,7 @@ struct ae_core {
                 uint64_t incarnation;
                 char note[AE_WIRE_TEXT];
         } *peers;                 /* owned; per node */
-        struct ae_pool tasks, cookies, pieces, sends, serves, waiters, flow_msgs, arrivals;
+        struct ae_pool tasks, cookies, pieces, sends, serves, waiters, flow_msgs;
         struct ae_list early;     /* struct ae_early: for jobs that have not started here yet */
         uint64_t now_ns;
         uint32_t next_job;

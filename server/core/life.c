@@ -69,6 +69,7 @@ static void free_peers(struct ae_job *job)
 
                 free(peer->xin);
                 free(peer->free_slots);
+                free(peer->arrived);
                 free(peer->credit);
                 free(peer->scattered);
                 free(peer->vote);
@@ -114,7 +115,7 @@ void ae_job_release(struct ae_job *job)
         for (uint32_t i = 0; i < job->n_groups; i++)
                 free(job->groups[i].ranks);
         free(job->groups);
-        free(job->local_groups);
+        free(job->group_index);
         free(job->locals);
         free(job->n_uses);
         free(job->rank_node);

@@ -12,6 +12,7 @@
 #include "server/core/job.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,14 +20,13 @@ static void new_parts(struct ae_job *job, struct ae_owned *owned, uint64_t n)
 {
         owned->n_parts = ae_u32(ae_div_up(n, job->part_n));
         owned->parts = ae_core_alloc(owned->n_parts, sizeof(*owned->parts));
-        for (uint32_t p = 0; p < owned->n_parts; p++)
-                ae_list_init(&owned->parts[p].arrived);
 }
 
 int ae_owner_new(struct ae_job *job)
 {
         const struct ae_layout *layout = job->layout;
         uint32_t node = job->core->options.node;
+        uint32_t slots = job->model->message->slots;
 
         if (layout->n_slices >= AE_WIRE_MAX_SLICES)
                 return ae_fail(AE_EOVERFLOW, "%u slices, the limit is %u", layout->n_slices,
@@ -59,9 +59,12 @@ int ae_owner_new(struct ae_job *job)
                                 layout->units[segment->unit].name, owned->n_parts,
                                 AE_WIRE_MAX_PARTS);
         }
-        for (uint32_t i = 0; i < job->core->options.n_nodes; i++)
-                job->peers[i].credit = ae_core_alloc(job->model->message->slots,
-                                                     sizeof(*job->peers[i].credit));
+        for (uint32_t i = 0; i < job->core->options.n_nodes; i++) {
+                struct ae_job_peer *peer = &job->peers[i];
+
+                peer->credit = ae_core_alloc(slots, sizeof(*peer->credit));
+                peer->arrived = ae_core_alloc(slots, sizeof(*peer->arrived));
+        }
         return 0;
 }
 
@@ -73,10 +76,6 @@ void ae_owner_free(struct ae_job *job)
 
                 while ((entry = ae_list_pop(&owned->waiting)))
                         ae_pool_give(&job->core->serves, entry);
-                for (uint32_t p = 0; p < owned->n_parts; p++) {
-                        while ((entry = ae_list_pop(&owned->parts[p].arrived)))
-                                ae_pool_give(&job->core->arrivals, entry);
-                }
                 free(owned->parts);
         }
         free(job->owned);
@@ -119,13 +118,14 @@ void ae_owner_flush(struct ae_job *job)
         }
 }
 
-static void give_slot(struct ae_job *job, const struct ae_arrival *arrival)
+static void give_slot(struct ae_job *job, uint32_t node, struct ae_arrival *arrival)
 {
-        struct ae_job_peer *peer = &job->peers[arrival->node];
+        struct ae_job_peer *peer = &job->peers[node];
 
         assert(peer->n_credit < job->model->message->slots);
-        peer->credit[peer->n_credit++] = arrival->slot;
+        peer->credit[peer->n_credit++] = (uint32_t)(arrival - peer->arrived);
         peer->n_held--;
+        arrival->part = NULL;
         job->core->dirty = true;
 }
 
@@ -161,12 +161,16 @@ static const void *local_input(const struct ae_owned *owned, uint32_t local_grou
                slice_of(owned)->first + (uint64_t)part * job->part_n;
 }
 
-static struct ae_arrival *arrival_of(const struct ae_part *part, uint32_t group)
+/* What a group has sent of a part: it lies in one of the few slots of the group's node. */
+static struct ae_arrival *arrival_of(const struct ae_job *job, const struct ae_part *part,
+                                     uint32_t group)
 {
-        struct ae_arrival *arrival;
+        const struct ae_job_peer *peer = &job->peers[job->groups[group].node];
 
-        ae_list_for_each(arrival, &part->arrived, link) {
-                if (arrival->group == group)
+        for (uint32_t i = 0; peer->n_held && i < job->model->message->slots; i++) {
+                struct ae_arrival *arrival = &peer->arrived[i];
+
+                if (arrival->part == part && arrival->group == group)
                         return arrival;
         }
         return NULL;
@@ -186,17 +190,14 @@ static void on_folded(struct ae_task *task)
         struct ae_owned *owned = task->owner;
         struct ae_job *job = task->job;
         struct ae_part *part = &owned->parts[task->arg[0]];
-        struct ae_arrival *arrival;
 
         part->busy = false;
         part->started = true;
-        part->next = (uint16_t)task->arg[1];
-        ae_list_for_each_safe(arrival, &part->arrived, link) {
-                if (arrival->group >= part->next)
-                        continue;
-                ae_list_unlink(&arrival->link);
-                give_slot(job, arrival);
-                ae_pool_give(&job->core->arrivals, arrival);
+        for (uint32_t group = (uint32_t)task->arg[2]; group < part->next; group++) {
+                struct ae_arrival *arrival = arrival_of(job, part, group);
+
+                if (arrival)
+                        give_slot(job, job->groups[group].node, arrival);
         }
         if (job->state >= AE_JOB_FAILED)
                 return;
@@ -226,11 +227,11 @@ static int next_input(struct ae_owned *owned, uint32_t p, uint32_t group,
                 *ret_input = (struct ae_ops_input){ local_input(owned, g->local, p), AE_DTYPE_F32 };
                 return 1;
         }
-        arrival = arrival_of(&owned->parts[p], group);
+        arrival = arrival_of(job, &owned->parts[p], group);
         if (!arrival)
                 return -1;
         ret_input->data = job->inbox->base + ae_memory_inbox_off(job, g->node) +
-                          arrival->slot * job->slot_len;
+                          (uint64_t)(arrival - job->peers[g->node].arrived) * job->slot_len;
         ret_input->dtype = job->model->message->grad_wire;
         return 1;
 }
@@ -247,6 +248,8 @@ static void advance(struct ae_owned *owned, uint32_t p)
         if (part->busy || part->complete || owned->n_tasks)
                 return; /* n_tasks: the last step's apply still reads these sums */
         task = ae_job_task(job, AE_TASK_SUM, on_folded, owned);
+        task->arg[0] = p;
+        task->arg[2] = group;
         while (group < job->n_groups && n < AE_OPS_SUM_MAX) {
                 int got = next_input(owned, p, group, &task->sum.inputs[n]);
 
@@ -262,8 +265,6 @@ static void advance(struct ae_owned *owned, uint32_t p)
         }
         /* Where nobody scattered the unit, a sum of nothing sets last round's gradient to zero. */
         part->busy = true;
-        task->arg[0] = p;
-        task->arg[1] = group;
         task->sum.sum.acc = total_of(owned, p);
         task->sum.sum.n = part_n(owned, p);
         task->sum.sum.n_inputs = n;
@@ -277,36 +278,32 @@ int ae_owner_arrived(struct ae_job *job, uint32_t node, uint64_t note, uint64_t 
         uint32_t slice = (note >> 20) & (AE_WIRE_MAX_SLICES - 1);
         uint32_t p = note & (AE_WIRE_MAX_PARTS - 1);
         uint32_t local = (note >> 42) & 0xf;
-        struct ae_arrival *arrival;
+        uint32_t slots = job->model->message->slots;
+        struct ae_job_peer *peer = &job->peers[node];
+        uint64_t slot = (off - ae_memory_inbox_off(job, node)) / job->slot_len;
         struct ae_owned *owned;
-        uint32_t group = 0;
+        uint32_t group;
 
         if (ae_note_stamp(note) == ((job->round + 1) & 0xff) && ae_round_next_may_come(job)) {
                 ae_early_note(&job->early, node, note, off, len); /* it heard Commit before us */
                 return 0;
         }
-        off -= ae_memory_inbox_off(job, node); /* a peer writes into its own part alone */
         if (ae_note_stamp(note) != (job->round & 0xff))
                 return ae_fail(AE_EPROTO, "a part of round %u came in round %llu",
                                ae_note_stamp(note), (unsigned long long)job->round);
         if (slice >= job->layout->n_slices || job->owned_of_slice[slice] == AE_WIRE_NONE)
                 return ae_fail(AE_EPROTO, "a part of slice %u came, which is not ours", slice);
         owned = &job->owned[job->owned_of_slice[slice]];
-        while (group < job->n_groups &&
-               (job->groups[group].node != node || job->groups[group].local != local))
-                group++;
+        group = local < peer->n_groups ? peer->groups[local] : job->n_groups;
         if (p >= owned->n_parts || group == job->n_groups || off % job->slot_len != 0 ||
-            off / job->slot_len >= job->model->message->slots ||
+            slot >= slots || peer->n_held + peer->n_credit >= slots || peer->arrived[slot].part ||
             len != part_n(owned, p) * ae_dtype_size(job->model->message->grad_wire) ||
-            group < owned->parts[p].next || arrival_of(&owned->parts[p], group))
-                return ae_fail(AE_EPROTO, "part %u of slice %u from group %u does not fit", p,
-                               slice, local);
-        arrival = ae_pool_take(&job->core->arrivals);
-        arrival->group = group;
-        arrival->node = node;
-        arrival->slot = (uint32_t)(off / job->slot_len);
-        ae_list_push(&owned->parts[p].arrived, &arrival->link);
-        job->peers[node].n_held++;
+            group < owned->parts[p].next || arrival_of(job, &owned->parts[p], group))
+                return ae_fail(AE_EPROTO,
+                               "part %u of slice %u from group %u in slot %" PRIu64
+                               " does not fit", p, slice, local, slot);
+        peer->arrived[slot] = (struct ae_arrival){ &owned->parts[p], group };
+        peer->n_held++;
         job->core->dirty = true;
         advance(owned, p);
         return 0;
@@ -333,6 +330,8 @@ void ae_owner_settle(struct ae_job *job)
 void ae_owner_reset(struct ae_job *job)
 {
         job->n_incomplete = 0;
+        for (uint32_t node = 0; node < job->core->options.n_nodes; node++)
+                assert(job->peers[node].n_held == 0);
         for (uint32_t i = 0; i < job->n_owned; i++) {
                 struct ae_owned *owned = &job->owned[i];
 
@@ -341,7 +340,7 @@ void ae_owner_reset(struct ae_job *job)
                 for (uint32_t p = 0; p < owned->n_parts; p++) {
                         struct ae_part *part = &owned->parts[p];
 
-                        assert(!part->busy && ae_list_empty(&part->arrived));
+                        assert(!part->busy);
                         part->next = 0;
                         part->started = part->complete = false;
                         part->norm2 = 0;

@@ -51,6 +51,7 @@ static void add_group(struct ae_job *job, uint32_t node, const uint32_t *ranks, 
 {
         struct ae_sum_group *group = &job->groups[job->n_groups++];
 
+        job->peers[node].n_groups++;
         group->node = node;
         group->first_rank = ranks[0];
         group->n_ranks = n;
@@ -92,6 +93,30 @@ static int node_groups(struct ae_job *job, uint32_t node, uint32_t *ranks)
         return 0;
 }
 
+/* From a node and its own number of a group to the group. */
+static void index_groups(struct ae_job *job)
+{
+        const struct ae_job_peer *self = &job->peers[job->core->options.node];
+        uint32_t n = 0;
+
+        job->group_index = ae_core_alloc(job->n_groups, sizeof(*job->group_index));
+        for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
+                struct ae_job_peer *peer = &job->peers[node];
+
+                peer->groups = job->group_index + n;
+                n += peer->n_groups;
+                peer->n_groups = 0;
+        }
+        for (uint32_t i = 0; i < job->n_groups; i++) {
+                struct ae_job_peer *peer = &job->peers[job->groups[i].node];
+
+                job->groups[i].local = peer->n_groups;
+                peer->groups[peer->n_groups++] = i;
+        }
+        job->local_groups = self->groups;
+        job->n_local_groups = self->n_groups;
+}
+
 static int make_groups(struct ae_job *job)
 {
         AE_CLEANUP(ae_cleanup_free) uint32_t *ranks = ae_core_alloc(job->world, sizeof(*ranks));
@@ -105,14 +130,7 @@ static int make_groups(struct ae_job *job)
                         return r;
         }
         qsort(job->groups, job->n_groups, sizeof(*job->groups), compare_groups);
-        job->local_groups = ae_core_alloc(job->n_groups, sizeof(*job->local_groups));
-        for (uint32_t i = 0; i < job->n_groups; i++) {
-                struct ae_job_peer *peer = &job->peers[job->groups[i].node];
-
-                job->groups[i].local = peer->n_groups++;
-                if (job->groups[i].node == job->core->options.node)
-                        job->local_groups[job->n_local_groups++] = i;
-        }
+        index_groups(job);
         return 0;
 }
 

@@ -208,6 +208,38 @@ static void test_bad_fields(void **state)
         bed_free(bed);
 }
 
+/* A part of an own slice, put by node 1 into slot 0 of its inbox on node 0. */
+static void put_part(struct bed *bed, const struct ae_owned *owned)
+{
+        const struct ae_job *job = owned->job;
+        uint64_t n = AE_MIN(job->layout->slices[owned->slice].n, (uint64_t)job->part_n);
+
+        ae_core_notify(bed->nodes[0].core, 1, job->inbox->mem, ae_memory_inbox_off(job, 1),
+                       n * ae_dtype_size(job->model->message->grad_wire),
+                       ae_note_part(job->id, job->round, 0, owned->slice, 0));
+}
+
+static void test_slot_twice(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        const struct ae_job *job = bed_job(bed, 0);
+        const struct ae_owned *owned[2] = { NULL, NULL };
+        uint32_t n = 0;
+
+        (void)state;
+        for (uint32_t i = 0; i < job->n_owned && n < 2; i++) {
+                if (job->owned[i].trainable)
+                        owned[n++] = &job->owned[i];
+        }
+        assert_int_equal(n, 2);
+        put_part(bed, owned[0]);
+        assert_int_equal(job->state, AE_JOB_LIVE);
+        put_part(bed, owned[1]);
+        assert_int_equal(job->state, AE_JOB_FAILED);
+        assert_non_null(strstr(job->why, "does not fit"));
+        bed_free(bed);
+}
+
 static void test_twice(void **state)
 {
         struct bed *bed = bed_new_live(3);
@@ -506,7 +538,8 @@ int main(void)
                 cmocka_unit_test(test_truncated),      cmocka_unit_test(test_not_the_decider),
                 cmocka_unit_test(test_decider_out_of_turn), cmocka_unit_test(test_bad_fields),
                 cmocka_unit_test(test_bad_joins), cmocka_unit_test(test_too_many_jobs),
-                cmocka_unit_test(test_twice),          cmocka_unit_test(test_stale),
+                cmocka_unit_test(test_twice),          cmocka_unit_test(test_slot_twice),
+                cmocka_unit_test(test_stale),
                 cmocka_unit_test(test_random_hot),     cmocka_unit_test(test_random_bytes),
                 cmocka_unit_test(test_random_control), cmocka_unit_test(test_random_control_early),
         };
