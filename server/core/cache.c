@@ -211,7 +211,7 @@ static void push_want(struct ae_job *job, uint32_t node, const struct ae_wire_wa
         struct ae_job_peer *peer = &job->peers[node];
 
         if (!peer->want || peer->want->n_items == peer->cap_wants) {
-                uint32_t cap = AE_MAX(2 * peer->cap_wants, 64u);
+                uint32_t cap = AE_MAX(2 * peer->cap_wants, 8u);
                 size_t size = sizeof(*peer->want) + cap * sizeof(peer->want->items[0]);
 
                 if (!peer->want)
@@ -224,39 +224,32 @@ static void push_want(struct ae_job *job, uint32_t node, const struct ae_wire_wa
         }
         memcpy(&peer->want->items[peer->want->n_items], item, sizeof(*item));
         peer->want->n_items++;
-        job->core->dirty = true;
+        ae_job_unsent(job, node);
 }
 
-void ae_cache_flush(struct ae_job *job)
+void ae_cache_flush(struct ae_job *job, uint32_t node)
 {
-        for (uint32_t node = 0; job->peers && node < job->core->options.n_nodes; node++) {
-                struct ae_wire_want *want = job->peers[node].want;
+        struct ae_wire_want *want = job->peers[node].want;
 
-                if (!want || !want->n_items)
-                        continue;
-                want->head = ae_job_head(job, AE_WIRE_WANT);
-                want->head.round = job->version;
-                ae_job_msg(job, node, want, sizeof(*want) + want->n_items * sizeof(want->items[0]));
-                want->n_items = 0;
-        }
+        if (!want || !want->n_items)
+                return;
+        want->head = ae_job_head(job, AE_WIRE_WANT);
+        want->head.round = job->version;
+        ae_job_msg(job, node, want, sizeof(*want) + want->n_items * sizeof(want->items[0]));
+        want->n_items = 0;
 }
 
 struct count {
         struct ae_fetch *fetch;
-        uint32_t last_node;
         const struct ae_wire_want_item *item;
 };
 
-static void count_slice(struct ae_job *job, uint32_t slice, uint64_t image_off, uint64_t len,
-                        uint64_t slice_off, void *user)
+static void count_slice(struct ae_job *job, uint32_t slice, void *user)
 {
         struct count *count = user;
         uint32_t node = job->layout->slices[slice].node;
         struct ae_job_peer *peer = &job->peers[node];
 
-        (void)image_off;
-        (void)len;
-        (void)slice_off;
         count->fetch->n_left++;
         if (!count->fetch->range)
                 job->here[slice / 8] &= (uint8_t)~(1u << (slice % 8));
@@ -412,14 +405,10 @@ void ae_cache_arrived(struct ae_job *job, uint32_t token, uint32_t slice, uint32
                 fetch_done(job, fetch);
 }
 
-static void first_missing(struct ae_job *job, uint32_t slice, uint64_t image_off, uint64_t len,
-                          uint64_t slice_off, void *user)
+static void first_missing(struct ae_job *job, uint32_t slice, void *user)
 {
         uint32_t *node = user;
 
-        (void)image_off;
-        (void)len;
-        (void)slice_off;
         if (*node == AE_WIRE_NONE && !(job->here[slice / 8] >> (slice % 8) & 1))
                 *node = job->layout->slices[slice].node;
 }

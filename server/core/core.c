@@ -171,6 +171,27 @@ void ae_job_msg(struct ae_job *job, uint32_t node, const void *data, size_t len)
         send_to(job->core, node, data, len);
 }
 
+void ae_job_unsent(struct ae_job *job, uint32_t node)
+{
+        struct ae_job_peer *peer = &job->peers[node];
+
+        if (ae_list_empty(&peer->unsent))
+                ae_list_push(&job->unsent, &peer->unsent);
+}
+
+static void send_unsent(struct ae_job *job)
+{
+        struct ae_list *entry;
+
+        while ((entry = ae_list_pop(&job->unsent))) {
+                uint32_t node = (uint32_t)(ae_list_entry(entry, struct ae_job_peer, unsent) -
+                                           job->peers);
+
+                ae_cache_flush(job, node);
+                ae_owner_flush(job, node);
+        }
+}
+
 void ae_job_msg_all(struct ae_job *job, const void *data, size_t len)
 {
         for (uint32_t node = 0; node < job->core->options.n_nodes; node++)
@@ -392,14 +413,9 @@ void ae_core_settle(struct ae_core *core)
                         assert(r == 0); /* we keep our own protocol */
                         ae_list_push(&core->loop_free, &msg->link);
                 }
-                if (core->dirty) {
-                        core->dirty = false;
-                        ae_list_for_each(job, &core->jobs, link) {
-                                ae_cache_flush(job);
-                                ae_owner_flush(job);
-                        }
-                }
-        } while (!ae_list_empty(&core->loop) || core->dirty);
+                ae_list_for_each(job, &core->jobs, link)
+                        send_unsent(job);
+        } while (!ae_list_empty(&core->loop));
         core->settling = false;
         ae_list_for_each_safe(job, &core->jobs, link) {
                 if (job->released && job->n_tasks_out == 0 && job->n_puts_out == 0)

@@ -175,8 +175,8 @@ struct ae_job_peer {
         bool granted;                /* its Grants came */
         bool ready, prepared, voted, ended; /* decider and round */
         struct ae_net_key cache, inbox;
-        struct ae_net_key *xin;      /* owned; one per rank of that node */
-        uint32_t n_xin;
+        uint32_t n_ranks;            /* of the job on that node */
+        struct ae_net_key *xin;      /* owned; one per such rank */
         bool own;                    /* we granted it: */
         struct ae_net_key own_cache, own_inbox;
         struct ae_net_key *own_xin;  /* owned; one per local rank */
@@ -194,7 +194,7 @@ struct ae_job_peer {
         uint32_t n_groups;           /* sum groups it has */
         struct ae_wire_vote *vote;   /* owned; decider */
         size_t vote_len;
-        /* wants to be flushed */
+        struct ae_list unsent;       /* in the job's: its wants or credits may have to be sent */
         struct ae_wire_want *want;   /* owned; being filled */
         uint32_t cap_wants;
 };
@@ -325,9 +325,11 @@ struct ae_job {
         const uint32_t *local_groups; /* borrowed from it; this node's */
         uint32_t n_local_groups;
         uint32_t n_local;          /* ranks of this node */
+        uint32_t n_granted;        /* peers whose Grants came */
         struct ae_worker **locals; /* owned array; by local index; NULL when gone */
         uint32_t *n_uses;          /* owned; per unit */
         struct ae_job_peer *peers; /* owned; per node */
+        struct ae_list unsent;     /* struct ae_job_peer */
 
         /* memory */
         struct ae_region **buried; /* owned array: regions of ranks that are gone */
@@ -348,6 +350,7 @@ struct ae_job {
         struct ae_owned *owned;    /* owned; by layout order */
         uint32_t n_owned;
         uint32_t *owned_of_slice;  /* owned; AE_WIRE_NONE: not ours */
+        uint32_t *owned_of_unit;   /* owned; where each unit's begin in owned, and their end */
         uint32_t n_incomplete;     /* parts */
         enum ae_round_state round_state;
         bool kept; /* REFUSED, a put: sums and micro-batches stay for the next round */
@@ -424,7 +427,6 @@ struct ae_core {
         uint64_t memory_len;      /* of all jobs */
         uint32_t next_token;
         struct ae_core_stats stats;
-        bool dirty;               /* wants or credits may have to be flushed */
 };
 
 /* ---- core.c ----------------------------------------------------------------------------- */
@@ -436,6 +438,8 @@ void ae_core_log(struct ae_core *core, int level, const char *format, ...)
         __attribute__((format(printf, 3, 4)));
 /* To a node, the own one included. */
 void ae_job_msg(struct ae_job *job, uint32_t node, const void *data, size_t len);
+/* Wants or credits for it are to be sent at the end of the event. */
+void ae_job_unsent(struct ae_job *job, uint32_t node);
 void ae_job_msg_all(struct ae_job *job, const void *data, size_t len);
 void ae_core_control(struct ae_core *core, uint32_t node, uint32_t job_id, uint32_t type,
                      const ProtobufCMessage *message);
@@ -529,17 +533,14 @@ void ae_cache_commit(struct ae_job *job);
 void ae_cache_retry(struct ae_job *job); /* somebody waits for room */
 void ae_cache_fail(struct ae_job *job);
 void ae_cache_worker_gone(struct ae_worker *worker);
-void ae_cache_flush(struct ae_job *job); /* sends collected wants */
+void ae_cache_flush(struct ae_job *job, uint32_t node); /* sends collected wants */
 uint32_t ae_cache_missing_node(struct ae_job *job, const struct ae_fetch *fetch);
 
 int ae_serve_want(struct ae_job *job, uint32_t node, const struct ae_wire_want *want);
-void ae_serve_item(struct ae_job *job, uint32_t node, const struct ae_wire_want_item *item,
-                   uint64_t version);
 void ae_serve_ready(struct ae_owned *owned); /* it can be read again */
 void ae_serve_put_done(struct ae_owned *owned);
 /* Slices of @unit that overlap [first, first + len) of its image, frozen ones only if wanted. */
-typedef void (*ae_slice_fn)(struct ae_job *job, uint32_t slice, uint64_t image_off, uint64_t len,
-                            uint64_t slice_off, void *user);
+typedef void (*ae_slice_fn)(struct ae_job *job, uint32_t slice, void *user);
 void ae_serve_each(struct ae_job *job, const struct ae_wire_want_item *item, ae_slice_fn fn,
                    void *user);
 
@@ -567,7 +568,8 @@ void ae_owner_pump(struct ae_owned *owned); /* its sums may be written again */
 void ae_owner_settle(struct ae_job *job); /* more is known about who scatters nothing */
 void ae_owner_reset(struct ae_job *job);
 double ae_owner_norm2(const struct ae_job *job);
-void ae_owner_flush(struct ae_job *job); /* gives credits back */
+void ae_owner_flush(struct ae_job *job, uint32_t node); /* gives credits back that are due */
+void ae_owner_voted(struct ae_job *job);                /* all credits are due */
 struct ae_sum *ae_job_sum(const struct ae_job *job, uint32_t local_group, uint32_t unit);
 /* 1 yes, 0 no, -1 not known yet: whether a global group scattered a unit in this round. */
 int ae_round_scattered(const struct ae_job *job, uint32_t group, uint32_t unit);

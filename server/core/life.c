@@ -48,6 +48,7 @@ struct ae_job *ae_job_new(struct ae_core *core, const char *name, uint32_t world
         job->id = AE_WIRE_NONE;
         job->epoch = 1;
         job->members = ae_core_alloc(world, sizeof(*job->members));
+        ae_list_init(&job->unsent);
         ae_list_init(&job->early);
         ae_list_init(&job->applies);
         ae_list_init(&job->deferred);

@@ -402,22 +402,20 @@ static bool take_key(const Autoep__Key *key, struct ae_net_key *ret_key)
 void ae_memory_granted(struct ae_job *job, uint32_t node, const Autoep__Grants *grants)
 {
         struct ae_job_peer *peer = &job->peers[node];
-        uint32_t n_ranks = 0;
         bool sound;
 
-        for (uint32_t rank = 0; rank < job->world; rank++)
-                n_ranks += job->rank_node[rank] == node;
         sound = take_key(grants->cache, &peer->cache) && take_key(grants->inbox, &peer->inbox) &&
-                grants->n_xin == n_ranks && grants->slot_len == job->slot_len && !peer->granted;
-        peer->xin = ae_core_alloc(n_ranks, sizeof(*peer->xin));
-        for (uint32_t i = 0; sound && i < n_ranks; i++)
+                grants->n_xin == peer->n_ranks && grants->slot_len == job->slot_len &&
+                !peer->granted;
+        peer->xin = ae_core_alloc(peer->n_ranks, sizeof(*peer->xin));
+        for (uint32_t i = 0; sound && i < peer->n_ranks; i++)
                 sound = take_key(grants->xin[i], &peer->xin[i]);
         if (!sound) {
                 ae_job_fail(job, AE_EPROTO, "node %u sent grants that do not fit job '%s'", node,
                             job->name);
                 return;
         }
-        peer->n_xin = n_ranks;
         peer->granted = true;
+        job->n_granted++;
         ae_form_granted(job);
 }

@@ -22,6 +22,21 @@ static void new_parts(struct ae_job *job, struct ae_owned *owned, uint64_t n)
         owned->parts = ae_core_alloc(owned->n_parts, sizeof(*owned->parts));
 }
 
+/* The owned slices stand in the order of the layout, so those of a unit lie together. */
+static void index_units(struct ae_job *job)
+{
+        uint32_t n = 0;
+
+        job->owned_of_unit = ae_core_alloc(job->layout->n_units + 1, sizeof(*job->owned_of_unit));
+        for (uint32_t unit = 0; unit < job->layout->n_units; unit++) {
+                job->owned_of_unit[unit] = n;
+                while (n < job->n_owned && job->owned[n].unit == unit)
+                        n++;
+        }
+        job->owned_of_unit[job->layout->n_units] = n;
+        assert(n == job->n_owned);
+}
+
 int ae_owner_new(struct ae_job *job)
 {
         const struct ae_layout *layout = job->layout;
@@ -59,6 +74,7 @@ int ae_owner_new(struct ae_job *job)
                                 layout->units[segment->unit].name, owned->n_parts,
                                 AE_WIRE_MAX_PARTS);
         }
+        index_units(job);
         for (uint32_t i = 0; i < job->core->options.n_nodes; i++) {
                 struct ae_job_peer *peer = &job->peers[i];
 
@@ -80,6 +96,7 @@ void ae_owner_free(struct ae_job *job)
         }
         free(job->owned);
         free(job->owned_of_slice);
+        free(job->owned_of_unit);
 }
 
 /* ---- credits ---------------------------------------------------------------------------- */
@@ -101,20 +118,23 @@ static void send_credit(struct ae_job *job, uint32_t node)
 }
 
 /* Credits go back when half of the slots are empty again, and with the vote. */
-void ae_owner_flush(struct ae_job *job)
+void ae_owner_flush(struct ae_job *job, uint32_t node)
 {
-        uint32_t half = job->model ? AE_MAX(job->model->message->slots / 2, 1u) : 1;
+        const struct ae_job_peer *peer = &job->peers[node];
+        uint32_t slots = job->model->message->slots;
 
-        for (uint32_t node = 0; job->owned && node < job->core->options.n_nodes; node++) {
-                const struct ae_job_peer *peer = &job->peers[node];
+        /* all of its slots are here: it cannot send anything until it hears of the empty ones */
+        if (peer->n_credit >= AE_MAX(slots / 2, 1u) ||
+            (peer->n_credit && (job->round_state >= AE_ROUND_VOTED ||
+                                peer->n_credit + peer->n_held == slots)))
+                send_credit(job, node);
+}
 
-                /* all of its slots are here: it cannot send anything until it hears of the empty
-                 * ones */
-                if (peer->n_credit >= half ||
-                    (peer->n_credit &&
-                     (job->round_state >= AE_ROUND_VOTED ||
-                      peer->n_credit + peer->n_held == job->model->message->slots)))
-                        send_credit(job, node);
+void ae_owner_voted(struct ae_job *job)
+{
+        for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
+                if (job->peers[node].n_credit)
+                        ae_job_unsent(job, node);
         }
 }
 
@@ -126,7 +146,7 @@ static void give_slot(struct ae_job *job, uint32_t node, struct ae_arrival *arri
         peer->credit[peer->n_credit++] = (uint32_t)(arrival - peer->arrived);
         peer->n_held--;
         arrival->part = NULL;
-        job->core->dirty = true;
+        ae_job_unsent(job, node);
 }
 
 /* ---- folding ---------------------------------------------------------------------------- */
@@ -304,7 +324,7 @@ int ae_owner_arrived(struct ae_job *job, uint32_t node, uint64_t note, uint64_t 
                                " does not fit", p, slice, local, slot);
         peer->arrived[slot] = (struct ae_arrival){ &owned->parts[p], group };
         peer->n_held++;
-        job->core->dirty = true;
+        ae_job_unsent(job, node);
         advance(owned, p);
         return 0;
 }

@@ -250,7 +250,7 @@ static void send_vote(struct ae_job *job)
         for (uint32_t i = 0; i < job->n_local; i++)
                 add_step(vote, job->locals[i]);
         round_move(job, AE_ROUND_VOTED);
-        job->core->dirty = true; /* credits go back with the vote */
+        ae_owner_voted(job);
         ae_job_msg(job, 0, vote, sizeof(*vote) + vote->n_counts * sizeof(vote->counts[0]));
 }
 

@@ -13,6 +13,26 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What an item wants of a slice, as bytes of the unit's image. */
+struct stretch {
+        uint64_t begin;    /* of the slice */
+        uint64_t from, to; /* wanted; nothing: from >= to */
+};
+
+static struct stretch wanted(const struct ae_job *job, uint32_t slice,
+                             const struct ae_wire_want_item *item)
+{
+        const struct ae_layout_slice *s = &job->layout->slices[slice];
+        const struct ae_layout_segment *segment = &job->layout->segments[s->segment];
+        uint64_t size = ae_dtype_size(segment->dtype);
+        uint64_t begin = segment->unit_off + s->first * size;
+
+        if (!segment->trainable && !segment->buffer && item->changed_only)
+                return (struct stretch){ begin, begin, begin };
+        return (struct stretch){ begin, AE_MAX(begin, (uint64_t)item->first),
+                                 AE_MIN(begin + s->n * size, item->first + item->len) };
+}
+
 void ae_serve_each(struct ae_job *job, const struct ae_wire_want_item *item, ae_slice_fn fn,
                    void *user)
 {
@@ -21,21 +41,12 @@ void ae_serve_each(struct ae_job *job, const struct ae_wire_want_item *item, ae_
 
         for (uint32_t s = unit->segment_first; s < unit->segment_first + unit->n_segments; s++) {
                 const struct ae_layout_segment *segment = &layout->segments[s];
-                uint64_t size = ae_dtype_size(segment->dtype);
-                bool fixed = !segment->trainable && !segment->buffer;
 
-                if (fixed && item->changed_only)
-                        continue;
                 for (uint32_t i = 0; i < segment->n_slices; i++) {
-                        const struct ae_layout_slice *slice =
-                                &layout->slices[segment->slice_first + i];
-                        uint64_t begin = segment->unit_off + slice->first * size;
-                        uint64_t from = AE_MAX(begin, (uint64_t)item->first);
-                        uint64_t to = AE_MIN(begin + slice->n * size, item->first + item->len);
+                        struct stretch stretch = wanted(job, segment->slice_first + i, item);
 
-                        if (from < to)
-                                fn(job, segment->slice_first + i, from, to - from, from - begin,
-                                   user);
+                        if (stretch.from < stretch.to)
+                                fn(job, segment->slice_first + i, user);
                 }
         }
 }
@@ -55,13 +66,9 @@ static void post(struct ae_owned *owned, uint32_t node, const struct ae_wire_wan
 {
         struct ae_job *job = owned->job;
         const struct ae_layout_slice *slice = &job->layout->slices[owned->slice];
-        const struct ae_layout_segment *segment = &job->layout->segments[slice->segment];
-        uint64_t size = ae_dtype_size(segment->dtype);
-        uint64_t begin = segment->unit_off + slice->first * size;
-        uint64_t from = AE_MAX(begin, (uint64_t)item->first);
-        uint64_t to = AE_MIN(begin + slice->n * size, item->first + item->len);
-        uint64_t src_off = slice->weight_off + (from - begin);
-        uint64_t dst_off = item->cache_off + (from - item->first);
+        struct stretch stretch = wanted(job, owned->slice, item);
+        uint64_t src_off = slice->weight_off + (stretch.from - stretch.begin);
+        uint64_t dst_off = item->cache_off + (stretch.from - item->first);
         struct ae_task *task;
 
         owned->n_puts++;
@@ -69,7 +76,7 @@ static void post(struct ae_owned *owned, uint32_t node, const struct ae_wire_wan
                 uint64_t base = (uint64_t)(job->shard.weight - job->shard_region->base);
 
                 ae_job_put(job, node, AE_COOKIE_SERVE, owned, &job->peers[node].cache, dst_off,
-                           job->shard_region, base + src_off, to - from,
+                           job->shard_region, base + src_off, stretch.to - stretch.from,
                            ae_note_gather(job->id, owned->content, owned->slice, item->token));
                 return;
         }
@@ -78,48 +85,40 @@ static void post(struct ae_owned *owned, uint32_t node, const struct ae_wire_wan
         task->arg[1] = owned->content & 0xff;
         task->copy.to = job->params->base + job->page->cache_off + dst_off;
         task->copy.from = job->shard.weight + src_off;
-        task->copy.len = to - from;
+        task->copy.len = stretch.to - stretch.from;
         ae_job_run(task);
 }
 
-struct serve_request {
-        const struct ae_wire_want_item *item;
-        uint32_t node;
-        uint64_t version;
-};
-
-static void serve_slice(struct ae_job *job, uint32_t slice, uint64_t image_off, uint64_t len,
-                        uint64_t slice_off, void *user)
+static void serve_slice(struct ae_owned *owned, uint32_t node,
+                        const struct ae_wire_want_item *item, uint64_t version)
 {
-        const struct serve_request *request = user;
-        uint32_t index = job->owned_of_slice[slice];
-        struct ae_owned *owned;
+        struct ae_job *job = owned->job;
         struct ae_serve *serve;
 
-        (void)image_off;
-        (void)len;
-        (void)slice_off;
-        if (index == AE_WIRE_NONE)
-                return;
-        owned = &job->owned[index];
-        if (owned->ready && job->committed && job->version >= request->version) {
-                post(owned, request->node, request->item);
+        if (owned->ready && job->committed && job->version >= version) {
+                post(owned, node, item);
                 return;
         }
         serve = ae_pool_take(&job->core->serves);
         serve->owned = owned;
-        serve->node = request->node;
-        serve->item = *request->item;
-        serve->version = request->version;
+        serve->node = node;
+        serve->item = *item;
+        serve->version = version;
         ae_list_push(&owned->waiting, &serve->link);
 }
 
-void ae_serve_item(struct ae_job *job, uint32_t node, const struct ae_wire_want_item *item,
-                   uint64_t version)
+/* Our slices of the unit alone: every node asks, and the unit may have a slice on each. */
+static void serve_item(struct ae_job *job, uint32_t node, const struct ae_wire_want_item *item,
+                       uint64_t version)
 {
-        struct serve_request request = { .item = item, .node = node, .version = version };
+        uint32_t end = job->owned_of_unit[item->unit + 1];
 
-        ae_serve_each(job, item, serve_slice, &request);
+        for (uint32_t i = job->owned_of_unit[item->unit]; i < end; i++) {
+                struct stretch stretch = wanted(job, job->owned[i].slice, item);
+
+                if (stretch.from < stretch.to)
+                        serve_slice(&job->owned[i], node, item, version);
+        }
 }
 
 static int check_item(const struct ae_job *job, uint32_t node, const struct ae_wire_want_item *item)
@@ -146,7 +145,7 @@ int ae_serve_want(struct ae_job *job, uint32_t node, const struct ae_wire_want *
                 r = check_item(job, node, &item);
                 if (r < 0)
                         return r;
-                ae_serve_item(job, node, &item, want->head.round);
+                serve_item(job, node, &item, want->head.round);
         }
         return 0;
 }

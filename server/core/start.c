@@ -67,17 +67,11 @@ static int compare_groups(const void *a, const void *b)
         return ga->first_rank < gb->first_rank ? -1 : ga->first_rank > gb->first_rank;
 }
 
-static int node_groups(struct ae_job *job, uint32_t node, uint32_t *ranks)
+static int node_groups(struct ae_job *job, uint32_t node, const uint32_t *ranks)
 {
         uint32_t per = job->model->message->sum_group;
-        uint32_t n = 0;
+        uint32_t n = job->peers[node].n_ranks;
 
-        for (uint32_t rank = 0; rank < job->world; rank++) {
-                if (job->rank_node[rank] == node) {
-                        job->rank_local[rank] = n;
-                        ranks[n++] = rank;
-                }
-        }
         if (n == 0)
                 return 0;
         if (per == 0)
@@ -119,13 +113,21 @@ static void index_groups(struct ae_job *job)
 
 static int make_groups(struct ae_job *job)
 {
+        uint32_t n_nodes = job->core->options.n_nodes;
         AE_CLEANUP(ae_cleanup_free) uint32_t *ranks = ae_core_alloc(job->world, sizeof(*ranks));
+        AE_CLEANUP(ae_cleanup_free) uint32_t *first = ae_core_alloc(n_nodes, sizeof(*first));
         int r;
 
         job->groups = ae_core_alloc(job->world, sizeof(*job->groups));
         job->rank_local = ae_core_alloc(job->world, sizeof(*job->rank_local));
-        for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
-                r = node_groups(job, node, ranks);
+        for (uint32_t rank = 0; rank < job->world; rank++)
+                job->rank_local[rank] = job->peers[job->rank_node[rank]].n_ranks++;
+        for (uint32_t node = 1; node < n_nodes; node++)
+                first[node] = first[node - 1] + job->peers[node - 1].n_ranks;
+        for (uint32_t rank = 0; rank < job->world; rank++)
+                ranks[first[job->rank_node[rank]] + job->rank_local[rank]] = rank;
+        for (uint32_t node = 0; node < n_nodes; node++) {
+                r = node_groups(job, node, ranks + first[node]);
                 if (r < 0)
                         return r;
         }
@@ -138,8 +140,7 @@ static void attach_locals(struct ae_job *job)
 {
         struct ae_worker *worker;
 
-        for (uint32_t rank = 0; rank < job->world; rank++)
-                job->n_local += job->rank_node[rank] == job->core->options.node;
+        job->n_local = job->peers[job->core->options.node].n_ranks;
         job->locals = ae_core_alloc(job->n_local, sizeof(struct ae_worker *));
         ae_list_for_each(worker, &job->core->workers, link) {
                 if (worker->job != job || worker->reader)
@@ -254,10 +255,8 @@ static void maybe_ready(struct ae_job *job)
 
         if (job->state != AE_JOB_STARTING || !job->params || job->peers[0].ready)
                 return;
-        for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
-                if (node != job->core->options.node && !job->peers[node].granted)
-                        return;
-        }
+        if (job->n_granted < job->core->options.n_nodes - 1)
+                return;
         for (uint32_t i = 0; i < job->n_local; i++) {
                 struct ae_worker *worker = job->locals[i];
 
@@ -285,8 +284,10 @@ void ae_start_on(struct ae_core *core, uint32_t id, const Autoep__Start *start)
         if (!ae_core_is_decider(core))
                 ae_job_move(job, AE_JOB_STARTING);
         job->peers = ae_core_alloc(core->options.n_nodes, sizeof(*job->peers));
-        for (uint32_t node = 0; node < core->options.n_nodes; node++)
+        for (uint32_t node = 0; node < core->options.n_nodes; node++) {
                 ae_list_init(&job->peers[node].sends);
+                ae_list_init(&job->peers[node].unsent);
+        }
         r = take_start(job, start);
         if (r == 0)
                 r = make_parts(job);
