@@ -488,6 +488,7 @@ bool ae_sim_step(struct ae_sim *sim)
         if (!sim->n_heap)
                 return false;
         event = heap_pop(sim);
+        __builtin_prefetch(sim->heap[0].event); /* the next one, most likely; cold among millions */
         assert(event->when >= sim->now);
         sim->now = event->when;
         sim->n_run++;

@@ -144,6 +144,7 @@ struct simjob {
         struct simref ref;
         struct simput put;
         uint32_t put_done;        /* attempts whose put has been settled */
+        uint32_t n_ended;         /* workers */
         uint64_t live_ns;
         bool freeing;
         int alias_fd;             /* no_data: memory that everything shares */

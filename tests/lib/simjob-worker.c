@@ -571,7 +571,7 @@ static void look(void *user)
 
 void simworker_wake(struct simworker *worker)
 {
-        uint64_t most = worker->job->params.no_data ? 5000 : 60000;
+        uint64_t most = worker->job->params.no_data ? 2000000 : 60000; /* see simjob_params */
 
         if (worker->scheduled || worker->ended || !worker->params)
                 return;
@@ -597,6 +597,7 @@ void simworker_end(struct simworker *worker, bool failed, int status, const char
         if (worker->ended)
                 return;
         worker->ended = true;
+        worker->job->n_ended++;
         worker->ended_ns = ae_sim_now(worker->job->sim);
         worker->failed = failed;
         worker->status = status;

@@ -10,6 +10,8 @@
 
 #define TICK_NS (20 * UINT64_C(1000000))
 #define ALIAS_LEN (UINT64_C(2) << 20)
+#define TASK_NS 60000           /* a task takes at most this long, */
+#define APPLY_NS (8 * UINT64_C(1000000)) /* without data an apply this; see simjob_params */
 
 static uint64_t draw_ns(struct simjob *job, uint64_t max_ns)
 {
@@ -102,12 +104,14 @@ static void node_task(void *user, struct ae_task *work)
 {
         struct simnode *node = user;
         struct simtask *task = calloc(1, sizeof(*task));
+        bool slow = node->job->params.no_data && work->kind == AE_TASK_APPLY;
 
         assert_non_null(task);
         task->node = node;
         task->task = work;
         ae_list_push(&node->tasks, &task->link);
-        ae_sim_after(node->job->sim, draw_ns(node->job, 60000), on_task, task, &task->timer);
+        ae_sim_after(node->job->sim, draw_ns(node->job, slow ? APPLY_NS : TASK_NS), on_task, task,
+                     &task->timer);
 }
 
 /* ---- memory ----------------------------------------------------------------------------- */
@@ -143,6 +147,7 @@ static char *region_base(struct simjob *job, const struct ae_region_spec *spec)
                 return job->reserved;
         }
         base = map(spec->len, -1, PROT_READ | PROT_WRITE);
+        (void)madvise(base, spec->len, MADV_NOHUGEPAGE); /* its first bytes alone are used */
         if (strcmp(spec->name, "autoep-shard") == 0 && spec->len > ALIAS_LEN)
                 alias(job, base + ALIAS_LEN, spec->len - ALIAS_LEN);
         if (strcmp(spec->name, "autoep-transfer") == 0 || strcmp(spec->name, "autoep-stage") == 0)
@@ -374,6 +379,7 @@ static void close_workers(struct simjob *job)
                 if (worker->worker)
                         ae_core_worker_gone(worker->worker, "the test is over");
                 worker->worker = NULL;
+                job->n_ended += !worker->ended;
                 worker->ended = true;
         }
 }
@@ -429,11 +435,7 @@ struct simjob *simjob_free(struct simjob *job)
 
 static bool all_ended(const struct simjob *job)
 {
-        for (uint32_t rank = 0; rank < job->params.n_ranks; rank++) {
-                if (!job->workers[rank].ended)
-                        return false;
-        }
-        return true;
+        return job->n_ended == job->params.n_ranks;
 }
 
 bool simjob_run(struct simjob *job, uint64_t limit_ns)

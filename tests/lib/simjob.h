@@ -37,7 +37,9 @@ struct simjob_params {
         bool refuse;               /* some steps a rank asks for something else at first */
         bool keep_views;           /* a rank may hold a view over the end of a step */
         bool may_fail;             /* a failed job is no error: faults are on their way */
-        bool no_data;              /* tensors are addresses alone; see simjob_scale() */
+        /* Tensors are addresses alone, for many nodes. Workers and optimizers then take
+         * milliseconds, as they do, so that not all puts of a step are under way at once. */
+        bool no_data;
         uint32_t n_units;          /* no_data: units, */
         uint32_t slices_per_unit;  /* and into how many slices each is cut */
         struct ae_sim_params net;

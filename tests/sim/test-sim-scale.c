@@ -13,13 +13,16 @@
 #include "tests/lib/simjob.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define MS UINT64_C(1000000)
 #define N_STEPS 3
+#define N_STEPS_MANY 2 /* for more than 100 nodes */
 #define MOST_MSGS 32.0 /* per peer and step, design.md section 4, "Costs at scale" */
 
 static uint32_t sizes[8] = { 10, 30, 100 };
 static uint32_t n_sizes = 3;
+static uint32_t only_units; /* 0: all */
 
 struct cost {
         double msgs;          /* per peer and step, the first step left out */
@@ -65,13 +68,14 @@ static struct cost measure(uint32_t n_nodes, uint32_t n_units)
         struct simjob *job = simjob_new(&params);
         struct ae_core_stats stats;
         struct cost cost;
+        uint32_t n_steps = n_nodes > 100 ? N_STEPS_MANY : N_STEPS;
         uint64_t n;
 
         run_until_step(job, 1);
         n = msgs_of(job, n_nodes);
-        run_until_step(job, N_STEPS);
+        run_until_step(job, n_steps);
         n = msgs_of(job, n_nodes) - n;
-        cost.msgs = (double)n / n_nodes / (n_nodes - 1) / (N_STEPS - 1);
+        cost.msgs = (double)n / n_nodes / (n_nodes - 1) / (n_steps - 1);
         ae_core_stats(simjob_core(job, 0), &stats);
         cost.memory_len = (double)stats.memory_len;
         simjob_free(job);
@@ -91,6 +95,8 @@ static void test_growth(void **state)
         for (uint32_t u = 0; u < AE_ARRAY_LEN(units); u++) {
                 struct cost first = { 0 };
 
+                if (only_units && units[u] != only_units)
+                        continue;
                 for (uint32_t i = 0; i < n_sizes; i++) {
                         struct cost cost = measure(sizes[i], units[u]);
 
@@ -122,9 +128,15 @@ int main(int argc, char **argv)
 {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_growth) };
 
-        if (argc > 1)
+        int i = 1;
+
+        if (argc > 2 && strcmp(argv[1], "--units") == 0) {
+                only_units = (uint32_t)strtoul(argv[2], NULL, 10);
+                i = 3;
+        }
+        if (argc > i)
                 n_sizes = 0;
-        for (int i = 1; i < argc && n_sizes < AE_ARRAY_LEN(sizes); i++)
+        for (; i < argc && n_sizes < AE_ARRAY_LEN(sizes); i++)
                 sizes[n_sizes++] = (uint32_t)strtoul(argv[i], NULL, 10);
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
