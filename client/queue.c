@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 /* Fewer than the completion queue has entries, so that the daemon always has room to answer. */
-#define QUEUE_REQUESTS 256u
+#define QUEUE_REQUESTS AE_LOCAL_REQUESTS_MAX
 #define QUEUE_SPINS 100
 static_assert(QUEUE_REQUESTS <= AE_LOCAL_CQ_LEN, "every request has room for its answer");
 

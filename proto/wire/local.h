@@ -24,6 +24,7 @@
 
 #define AE_LOCAL_SQ_LEN 1024u     /* entries, a power of two */
 #define AE_LOCAL_CQ_LEN 1024u
+#define AE_LOCAL_REQUESTS_MAX 256u /* of a worker, not answered or not unpinned */
 #define AE_LOCAL_SLOTS_MAX 65536u /* cache slots of a job */
 #define AE_LOCAL_SLOT_NONE 0xffffffu
 #define AE_LOCAL_VERSION_ANY ((UINT64_C(1) << 40) - 1)

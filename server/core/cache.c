@@ -336,7 +336,11 @@ static void answer(struct ae_worker *worker, uint64_t token, int status, const s
         struct ae_local_cqe cqe = { .token = token, .status = status, .slot = AE_LOCAL_SLOT_NONE };
 
         if (status == 0) {
+                if (!worker->pins)
+                        worker->pins = ae_core_alloc(job->n_slots, sizeof(*worker->pins));
                 job->slots[slot].n_pins++;
+                worker->pins[slot]++;
+                worker->n_pins++;
                 cqe.slot = slot;
                 cqe.version = job->version;
                 cqe.off = job->slots[slot].off;
@@ -444,18 +448,31 @@ static void wait_for(struct ae_worker *worker, struct ae_list *waiters, uint64_t
         ae_list_push(waiters, &waiter->link);
 }
 
+/* Whoever asks without end would fill the daemon's memory. */
+static int count_request(struct ae_worker *worker)
+{
+        if (worker->n_waiting + worker->n_pins >= AE_LOCAL_REQUESTS_MAX)
+                return ae_fail(AE_EPROTO, "it has %u requests open, more than %u",
+                               worker->n_waiting + worker->n_pins + 1, AE_LOCAL_REQUESTS_MAX);
+        worker->n_waiting++;
+        return 0;
+}
+
 int ae_cache_gather(struct ae_worker *worker, const struct ae_local_sqe *sqe)
 {
         struct ae_job *job = worker->job;
         struct ae_cache_unit *unit;
+        int r;
 
         if (sqe->unit >= job->layout->n_units)
                 return ae_fail(AE_EPROTO, "it gathers unit %u of %u", sqe->unit,
                                job->layout->n_units);
+        r = count_request(worker);
+        if (r < 0)
+                return r;
         unit = &job->units[sqe->unit];
         unit->n_gathers++;
         learn(worker, sqe->unit);
-        worker->n_waiting++;
         if (unit->slot != AE_LOCAL_SLOT_NONE && unit->fetch == AE_WIRE_NONE &&
             job->slots[unit->slot].state == AE_SLOT_PUBLISHED) {
                 answer(worker, sqe->token, 0, job, unit->slot);
@@ -481,11 +498,14 @@ int ae_cache_range(struct ae_worker *worker, const struct ae_local_sqe *sqe)
 {
         struct ae_job *job = worker->job;
         struct ae_fetch *fetch;
+        int r;
 
         if (sqe->unit >= job->layout->n_units ||
             !ae_range_ok(sqe->first, sqe->n, job->layout->units[sqe->unit].len) || sqe->n == 0)
                 return ae_fail(AE_EPROTO, "it gathers a range beyond unit %u", sqe->unit);
-        worker->n_waiting++;
+        r = count_request(worker);
+        if (r < 0)
+                return r;
         fetch = new_fetch(job, sqe->unit);
         if (fetch) {
                 fetch->range = true;
@@ -511,8 +531,10 @@ int ae_cache_unpin(struct ae_worker *worker, const struct ae_local_sqe *sqe)
 {
         struct ae_job *job = worker->job;
 
-        if (sqe->slot >= job->n_slots || job->slots[sqe->slot].n_pins == 0)
-                return ae_fail(AE_EPROTO, "it unpins slot %u, which is not pinned", sqe->slot);
+        if (sqe->slot >= job->n_slots || !worker->pins || worker->pins[sqe->slot] == 0)
+                return ae_fail(AE_EPROTO, "it unpins slot %u, which it has not pinned", sqe->slot);
+        worker->pins[sqe->slot]--;
+        worker->n_pins--;
         job->slots[sqe->slot].n_pins--;
         if (job->starved)
                 ae_cache_retry(job);
@@ -616,4 +638,8 @@ void ae_cache_worker_gone(struct ae_worker *worker)
                 forget(&job->units[u].waiters, worker);
         for (uint32_t i = 0; i < job->n_fetches; i++)
                 forget(&job->fetches[i].waiters, worker);
+        for (uint32_t slot = 0; worker->pins && slot < job->n_slots; slot++) {
+                assert(job->slots[slot].n_pins >= worker->pins[slot]);
+                job->slots[slot].n_pins -= worker->pins[slot];
+        }
 }

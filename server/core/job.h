@@ -238,6 +238,8 @@ struct ae_worker {
         bool step_waits;          /* a STEP that waits for a put to commit */
         uint32_t micro;           /* in which micro-batch it is */
         uint32_t n_waiting;       /* gathers not answered */
+        uint32_t *pins;           /* owned; per slot: its share of the slot's n_pins */
+        uint32_t n_pins;          /* their sum */
         uint64_t grad_free;       /* absolute ring position */
         struct ae_piece **order;  /* owned ring: pieces in ring order */
         uint32_t order_head, order_tail, order_cap;

@@ -244,6 +244,7 @@ static void free_worker(struct ae_worker *worker, struct ae_job *job)
         }
         ae_model_free(worker->model);
         free(worker->order);
+        free(worker->pins);
         free(worker->step);
         free(worker->flows);
         free(worker->flow_in);

@@ -379,6 +379,18 @@ void bed_register(struct bed_worker *worker, void (*change)(Autoep__Model *model
         bed_run(worker->bed);
 }
 
+void bed_register_reader(struct bed_worker *worker)
+{
+        Autoep__Register *message = malloc(sizeof(*message));
+
+        assert_non_null(message);
+        autoep__register__init(message);
+        assert_int_equal(ae_core_worker_message(worker->worker, AE_CONTROL_REGISTER,
+                                                &message->base, -1),
+                         0);
+        bed_run(worker->bed);
+}
+
 struct ae_local_page *bed_page(const struct bed_worker *worker)
 {
         return (struct ae_local_page *)(void *)ae_core_worker_page(worker->worker)->base;

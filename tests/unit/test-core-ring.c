@@ -308,6 +308,82 @@ static void test_random(void **state)
         bed_free(bed);
 }
 
+/* Two ranks and a reader on one node. */
+static struct bed *new_shared(void)
+{
+        static const struct bed_hello reader = { AE_WIRE_VERSION, 0, 0, 1000, "job", "secret", 0,
+                                                 true };
+        struct bed *bed = bed_new(1, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        for (uint32_t rank = 0; rank < 2; rank++)
+                assert_int_equal(bed_rank(bed, 0, rank, 2, &worker), 0);
+        for (uint32_t rank = 0; rank < 2; rank++)
+                bed_register(&bed->workers[rank], NULL);
+        assert_int_equal(bed_hello(bed, 0, &reader, &worker), 0);
+        bed_register_reader(worker);
+        assert_int_equal(worker->type, AE_CONTROL_REGISTERED);
+        return bed;
+}
+
+/* The slot that @worker is given for unit 0. */
+static uint32_t gather(struct bed_worker *worker)
+{
+        struct ae_local_page *page = bed_page(worker);
+        const struct ae_local_cqe *cqe = &page->cq[page->cq_tail % AE_LOCAL_CQ_LEN];
+
+        assert_int_equal(post(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER }), 0);
+        bed_run(worker->bed);
+        assert_int_equal(cqe->status, 0);
+        atomic_store(&page->cq_head, page->cq_tail);
+        return cqe->slot;
+}
+
+/* A pin is its worker's: no other one takes it off, and it goes with its worker. */
+static void test_pins(void **state)
+{
+        struct bed *bed = new_shared();
+        uint32_t slot = gather(&bed->workers[0]);
+        const struct ae_local_sqe unpin = { .op = AE_SQ_UNPIN, .slot = slot };
+
+        (void)state;
+        assert_int_equal(bed_job(bed, 0)->slots[slot].n_pins, 1);
+        for (uint32_t other = 1; other < 3; other++) {
+                assert_int_equal(post(&bed->workers[other], &unpin), AE_EPROTO);
+                assert_int_equal(bed_job(bed, 0)->slots[slot].n_pins, 1);
+        }
+        assert_int_equal(gather(&bed->workers[2]), slot);
+        assert_int_equal(gather(&bed->workers[2]), slot);
+        assert_int_equal(bed_job(bed, 0)->slots[slot].n_pins, 3);
+        bed_gone(&bed->workers[2], "it ended"); /* a reader: the job goes on */
+        assert_int_equal(bed_job(bed, 0)->slots[slot].n_pins, 1);
+        assert_int_equal(post(&bed->workers[0], &unpin), 0);
+        assert_int_equal(bed_job(bed, 0)->slots[slot].n_pins, 0);
+        assert_int_equal(post(&bed->workers[0], &unpin), AE_EPROTO);
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_LIVE);
+        bed_free(bed);
+}
+
+/* Answered or not, requests that have not been unpinned are counted. */
+static void test_too_many_requests(void **state)
+{
+        static const struct ae_local_sqe request = { .op = AE_SQ_GATHER };
+        struct bed *bed = new_shared();
+
+        (void)state;
+        for (uint32_t i = 0; i < AE_LOCAL_REQUESTS_MAX; i++) {
+                if (i % 2)
+                        (void)gather(&bed->workers[1]);
+                else
+                        assert_int_equal(post(&bed->workers[1], &request), 0);
+        }
+        assert_int_equal(post(&bed->workers[1], &request), AE_EPROTO);
+        assert_int_equal(
+                post(&bed->workers[1], &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .n = 1 }),
+                AE_EPROTO);
+        bed_free(bed);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
@@ -316,6 +392,7 @@ int main(void)
                 cmocka_unit_test(test_lanes),    cmocka_unit_test(test_steps),
                 cmocka_unit_test(test_exchange), cmocka_unit_test(test_index),
                 cmocka_unit_test(test_reader),   cmocka_unit_test(test_random),
+                cmocka_unit_test(test_pins),     cmocka_unit_test(test_too_many_requests),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
