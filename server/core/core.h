@@ -30,7 +30,7 @@ struct ae_region {
         char *base;             /* first byte */
         uint64_t len;
         int fd;                 /* memfd, -1: private */
-        int fd_ro;              /* the same, opened read-only, for those who may only read */
+        int fd_ro;              /* the same, opened read-only; -1: others may write it */
         struct ae_net_mem *mem; /* mapped with the transport; NULL: never leaves the node */
 };
 
@@ -38,6 +38,7 @@ struct ae_region_spec {
         const char *name;  /* memfd name, for /proc */
         uint64_t len;
         bool shared;       /* a memfd, to be passed to a worker or kept over a restart */
+        bool read_only;    /* shared, and nobody else may write it: it has fd_ro */
         bool net;          /* source or target of puts */
         bool data;         /* tensor bytes: a simulator without data reserves addresses only */
 };

@@ -185,7 +185,8 @@ static int make_region(struct ae_job *job, const char *name, uint64_t len, unsig
                                        .len = AE_MAX(ae_align_up(len, 4096), UINT64_C(4096)),
                                        .shared = flags & 1,
                                        .net = flags & 2,
-                                       .data = flags & 4 };
+                                       .data = flags & 4,
+                                       .read_only = flags & 8 };
 
         return options->ops->region_new(options->user, &spec, ret_region);
 }
@@ -217,7 +218,7 @@ static int make_regions(struct ae_job *job, const struct plan *plan)
         uint32_t node = job->core->options.node;
         int r;
 
-        r = make_region(job, "autoep-params", plan->params + plan->cache, 1 | 2, &job->params);
+        r = make_region(job, "autoep-params", plan->params + plan->cache, 1 | 2 | 8, &job->params);
         if (r < 0)
                 return r;
         lay_params(job, plan);
@@ -298,7 +299,8 @@ int ae_memory_worker(struct ae_worker *worker)
         const struct ae_core_options *options = &job->core->options;
         uint64_t slot_len = ae_align_up(
                 AE_MAX(job->model->message->exchange_len / AE_LOCAL_XSLOTS, UINT64_C(4096)), 64);
-        struct ae_region_spec in = { .name = "autoep-xin", .shared = true, .net = true };
+        struct ae_region_spec in = { .name = "autoep-xin", .shared = true,
+                                     .read_only = true, .net = true };
         struct ae_region_spec out = { .name = "autoep-xout", .shared = true, .net = true };
         struct ae_local_xin *xin;
         int r;

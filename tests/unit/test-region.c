@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +21,9 @@
 
 static const struct ae_region_spec shared_spec = { .name = "autoep-test", .len = LEN,
                                                   .shared = true };
+
+static const struct ae_region_spec read_only_spec = { .name = "autoep-test", .len = LEN,
+                                                      .shared = true, .read_only = true };
 
 static void test_private(void **state)
 {
@@ -46,7 +50,7 @@ static void test_shared(void **state)
         const char *view;
 
         (void)state;
-        assert_int_equal(ae_region_new(&shared_spec, &region), 0);
+        assert_int_equal(ae_region_new(&read_only_spec, &region), 0);
         view = mmap(NULL, LEN, PROT_READ, MAP_SHARED, region->fd_ro, 0);
         assert_ptr_not_equal(view, MAP_FAILED);
         for (size_t i = 0; i < LEN; i++)
@@ -54,6 +58,25 @@ static void test_shared(void **state)
         strcpy(region->base + LEN - 16, "seen");
         assert_string_equal(view + LEN - 16, "seen");
         assert_int_equal(munmap((void *)(uintptr_t)view, LEN), 0);
+        ae_region_free(region);
+}
+
+/* What both sides write, through the one descriptor. */
+static void test_shared_by_writers(void **state)
+{
+        struct ae_region *region = NULL;
+        char *view;
+
+        (void)state;
+        assert_int_equal(ae_region_new(&shared_spec, &region), 0);
+        assert_int_equal(region->fd_ro, -1);
+        view = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
+        assert_ptr_not_equal(view, MAP_FAILED);
+        strcpy(view, "theirs");
+        assert_string_equal(region->base, "theirs");
+        strcpy(region->base, "ours");
+        assert_string_equal(view, "ours");
+        assert_int_equal(munmap(view, LEN), 0);
         ae_region_free(region);
 }
 
@@ -79,7 +102,7 @@ static void test_read_only(void **state)
         struct ae_region *region = NULL;
 
         (void)state;
-        assert_int_equal(ae_region_new(&shared_spec, &region), 0);
+        assert_int_equal(ae_region_new(&read_only_spec, &region), 0);
         assert_int_equal(fcntl(region->fd_ro, F_GETFL) & O_ACCMODE, O_RDONLY);
         assert_ptr_equal(mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd_ro, 0),
                          MAP_FAILED);
@@ -90,6 +113,35 @@ static void test_read_only(void **state)
         assert_int_equal(errno, EINVAL);
         assert_int_equal(fcntl(region->fd, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
         assert_int_equal(fcntl(region->fd_ro, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+        ae_region_free(region);
+}
+
+/* The owner of a memfd may give itself any mode, also one who runs as the daemon's user and got
+ * only the read-only descriptor: what it then opens for writing cannot write. */
+static void test_mode_given_back(void **state)
+{
+        struct ae_region *region = NULL;
+        char path[64];
+        int fd;
+
+        (void)state;
+        assert_int_equal(ae_region_new(&read_only_spec, &region), 0);
+        assert_int_equal(fcntl(region->fd, F_GET_SEALS),
+                         F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL | F_SEAL_FUTURE_WRITE);
+        assert_int_equal(fchmod(region->fd_ro, 0600), 0);
+        (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", region->fd_ro);
+        fd = open(path, O_RDWR | O_CLOEXEC);
+        assert_true(fd >= 0);
+        assert_ptr_equal(mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+        assert_int_equal(errno, EPERM);
+        assert_int_equal(pwrite(fd, "x", 1, 0), -1);
+        assert_int_equal(errno, EPERM);
+        assert_int_equal(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, LEN), -1);
+        assert_int_equal(errno, EPERM);
+        assert_int_equal(ftruncate(fd, 0), -1);
+        assert_int_equal(errno, EPERM);
+        close(fd);
+        strcpy(region->base, "still writes"); /* the mapping that was there before */
         ae_region_free(region);
 }
 
@@ -105,7 +157,7 @@ static int reopen_as_nobody(void)
                 return 77;
         if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0) /* or /proc/self/fd would be root's */
                 return 77;
-        if (ae_region_new(&shared_spec, &region) < 0)
+        if (ae_region_new(&read_only_spec, &region) < 0)
                 return 1;
         (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", region->fd_ro);
         fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -177,6 +229,7 @@ int main(void)
                 cmocka_unit_test(test_private), cmocka_unit_test(test_shared),
                 cmocka_unit_test(test_seals),   cmocka_unit_test(test_read_only),
                 cmocka_unit_test(test_reopen),  cmocka_unit_test(test_refused),
+                cmocka_unit_test(test_shared_by_writers), cmocka_unit_test(test_mode_given_back),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
