@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 
 #define HANDLE_TIMEOUT_MS (600 * 1000)
@@ -38,7 +39,7 @@ static int fork_status;
 
 static void close_fds(struct autoep *h)
 {
-        int *const fds[] = { &h->socket, &h->wake_fd, &h->worker_fd };
+        int *const fds[] = { &h->socket, &h->bell, &h->kick };
 
         for (size_t i = 0; i < AE_ARRAY_LEN(fds); i++) {
                 ae_cleanup_close(fds[i]);
@@ -222,7 +223,7 @@ static int handle_new(const struct ae_env *env, const struct autoep_options *opt
         h->world = env->world;
         h->reader = options->reader != 0;
         h->timeout_ms = options->timeout_ms ? options->timeout_ms : HANDLE_TIMEOUT_MS;
-        h->socket = h->wake_fd = h->worker_fd = -1;
+        h->socket = h->bell = h->kick = -1;
         h->next_id = 1;
         atomic_flag_clear(&h->sq_lock);
         ae_list_init(&h->waiters);
@@ -245,8 +246,8 @@ static int check_hello_ok(struct autoep *h, const Autoep__HelloOk *ok, uint32_t 
         if (ok->version != AE_WIRE_VERSION)
                 return ae_fail(AE_EVERSION, "the daemon speaks protocol version %u, this library "
                                "%d", ok->version, AE_WIRE_VERSION);
-        if (n_fds != 4)
-                return ae_fail(AE_EPROTO, "the daemon passed %u descriptors where 4 are needed",
+        if (n_fds != 3)
+                return ae_fail(AE_EPROTO, "the daemon passed %u descriptors where 3 are needed",
                                n_fds);
         if (ok->n_nodes < 1 || ok->n_nodes > AE_LAYOUT_MAX_NODES || ok->node >= ok->n_nodes)
                 return ae_fail(AE_EPROTO, "the daemon says that it is node %u of %u", ok->node,
@@ -297,8 +298,10 @@ static int take_hello_ok(struct autoep *h, struct ae_session_reply *reply)
                 return r;
         h->grad = (struct ae_ring){ .base = h->grad_map.base, .len = h->grad_map.len,
                                     .tail = &page->grad_tail };
-        h->wake_fd = ae_steal_fd(&reply->fds[2]);
-        h->worker_fd = ae_steal_fd(&reply->fds[3]);
+        h->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (h->kick < 0)
+                return ae_fail_sys(errno, "cannot make an eventfd");
+        h->bell = ae_steal_fd(&reply->fds[2]);
         h->page = page;
         return 0;
 }

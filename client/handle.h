@@ -62,7 +62,9 @@ struct autoep {
         int timeout_ms;
         char *job;              /* owned */
         char transport[16];
-        int socket, wake_fd, worker_fd; /* owned; worker_fd wakes us */
+        int socket;             /* owned */
+        int bell;               /* owned; rings the daemon, and hears it ring */
+        int kick;               /* owned eventfd; our threads wake the one that leads */
         struct ae_map page_map, grad_map;
         struct ae_local_page *page; /* borrowed from page_map; NULL before hello is answered */
 

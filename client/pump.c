@@ -12,6 +12,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -125,29 +126,43 @@ static int sleep_on_fds(struct pollfd *fds, nfds_t n, uint64_t left_ns)
 
         if (r < 0 && errno != EINTR)
                 return ae_fail_sys(errno, "cannot wait for the daemon");
-        if (r <= 0) {
-                fds[0].revents = 0;
-                fds[1].revents = 0;
-        }
+        for (nfds_t i = 0; r <= 0 && i < n; i++)
+                fds[i].revents = 0;
         return 0;
 }
 
-static int take_wakeup(const struct pollfd *fd)
+/* A daemon that dies may close its end of the bell before the socket. */
+static int take_rings(const struct autoep *h, const struct pollfd *bell)
+{
+        char rings[512];
+        ssize_t n;
+
+        if (!bell->revents)
+                return 0;
+        n = recv(bell->fd, rings, sizeof(rings), MSG_DONTWAIT);
+        if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+                return 0;
+        if (n < 0 && errno != ECONNRESET)
+                return ae_fail(AE_EPROTO, "the bell that the daemon passed is none: %s",
+                               strerror(errno));
+        return ae_fail(AE_ELOST, "the daemon of node %u has closed its bell in round %llu: see "
+                       "its log", h->node, (unsigned long long)ae_handle_round(h));
+}
+
+static void take_kicks(const struct pollfd *kick)
 {
         uint64_t count;
 
-        if (fd->revents & (POLLERR | POLLHUP | POLLNVAL))
-                return ae_fail(AE_EPROTO, "the eventfd that the daemon passed is not one");
-        if (fd->revents & POLLIN && read(fd->fd, &count, sizeof(count)) != sizeof(count))
-                return ae_fail(AE_EPROTO, "the eventfd that the daemon passed is not one");
-        return 0;
+        if (kick->revents)
+                (void)!read(kick->fd, &count, sizeof(count)); /* only that it came counts */
 }
 
 /* Sleeps for all, until something comes or @left_ns have passed; takes it in. */
 static void lead(struct autoep *h, const struct ae_wait *self, uint64_t left_ns)
 {
-        struct pollfd fds[2] = { { .fd = h->socket, .events = POLLIN },
-                                 { .fd = h->worker_fd, .events = POLLIN } };
+        struct pollfd fds[3] = { { .fd = h->socket, .events = POLLIN },
+                                 { .fd = h->bell, .events = POLLIN },
+                                 { .fd = h->kick, .events = POLLIN } }; /* -1: left out */
         int r = 0;
 
         h->pumping = true;
@@ -157,15 +172,16 @@ static void lead(struct autoep *h, const struct ae_wait *self, uint64_t left_ns)
         wake_finished(h, self);
         if (!is_over(h, self)) {
                 pthread_mutex_unlock(&h->lock);
-                r = sleep_on_fds(fds, h->worker_fd >= 0 ? 2 : 1, left_ns);
-                if (r == 0)
-                        r = take_wakeup(&fds[1]);
+                r = sleep_on_fds(fds, AE_ARRAY_LEN(fds), left_ns);
+                take_kicks(&fds[2]);
                 pthread_mutex_lock(&h->lock);
         }
         if (h->page)
                 atomic_store_explicit(&h->page->worker_waits, 0, memory_order_relaxed);
         if (r == 0 && fds[0].revents)
                 r = ae_session_receive(h);
+        if (r == 0)
+                r = take_rings(h, &fds[1]);
         if (r < 0)
                 (void)ae_pump_break_locked(h, r);
         h->pumping = false;
@@ -238,11 +254,10 @@ void ae_pump_kick(struct autoep *h)
                 return;
         pthread_mutex_lock(&h->lock);
         pthread_cond_broadcast(&h->wake);
-        pumping = h->pumping && h->worker_fd >= 0;
+        pumping = h->pumping && h->kick >= 0;
         pthread_mutex_unlock(&h->lock);
-        /* It fails only when the counter is full, and then the leader wakes up anyway. */
-        if (pumping && write(h->worker_fd, &one, sizeof(one)) < 0)
-                return;
+        if (pumping)
+                (void)!write(h->kick, &one, sizeof(one)); /* full: the leader wakes up anyway */
 }
 
 int ae_pump_break_locked(struct autoep *h, int status)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Waiting without a thread of our own. Of the threads that wait on a handle one leads: it sleeps in
- * ppoll on the worker's eventfd and the socket, for all, and takes in what comes. The others sleep
- * on a condition variable. When the leader's own condition is met it leaves, and another leads.
+ * ppoll on the socket, the bell and an eventfd by which the others kick it, for all, and takes in
+ * what comes. The others sleep on a condition variable. When the leader's own condition is met it
+ * leaves, and another leads.
  *
  * No wake-up is lost: before it sleeps the leader sets page.worker_waits (seq_cst) and then looks
  * at the conditions of all who wait (seq_cst loads); who comes later looks while the flag is set.

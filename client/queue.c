@@ -8,7 +8,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/socket.h>
 
 /* Fewer than the completion queue has entries, so that the daemon always has room to answer. */
 #define QUEUE_REQUESTS AE_LOCAL_REQUESTS_MAX
@@ -106,15 +106,12 @@ int ae_queue_fits(struct autoep *h, uint32_t n)
 
 static void wake_daemon(const struct autoep *h)
 {
-        uint64_t one = 1;
-
         /* seq_cst, after the store to sq_tail; pairs with the daemon's store to daemon_sleeps and
          * its look at sq_tail. */
         if (!atomic_load(&h->page->daemon_sleeps))
                 return;
-        /* It fails only when the counter is full, and then the daemon wakes up anyway. */
-        if (write(h->wake_fd, &one, sizeof(one)) < 0)
-                return;
+        /* Full: it rings already. Broken: the socket will say so too. */
+        (void)!send(h->bell, "", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 int ae_queue_post(struct autoep *h, const struct ae_local_sqe *sqe, bool wake)

@@ -18,7 +18,6 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -38,8 +37,6 @@ struct ae_daemon {
         uv_prepare_t prepare;   /* before the loop sleeps */
         uv_check_t check;       /* after */
         uv_idle_t idle;         /* keeps it from sleeping while there is work */
-        uv_poll_t doorbell;     /* workers ring */
-        int doorbell_fd;
         struct ae_pool_threads *threads;
         struct ae_node *node;
         struct ae_sessions *sessions;
@@ -147,17 +144,6 @@ static void on_wake(uv_async_t *async)
         (void)async; /* on_prepare() does the work */
 }
 
-static void on_doorbell(uv_poll_t *poll, int status, int events)
-{
-        struct ae_daemon *daemon = poll->data;
-        uint64_t rings;
-
-        (void)status;
-        (void)events;
-        if (read(daemon->doorbell_fd, &rings, sizeof(rings)) < 0)
-                assert(errno == EAGAIN);
-}
-
 static void tell_ready(struct ae_daemon *daemon)
 {
         char text[256];
@@ -213,18 +199,14 @@ static int open_loop(struct ae_daemon *daemon)
         if (r < 0)
                 return ae_fail(AE_ESYS, "cannot make a loop: %s", uv_strerror(r));
         daemon->loop_open = true;
-        daemon->doorbell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (daemon->doorbell_fd < 0)
-                return ae_fail_sys(errno, "cannot make an eventfd");
         uv_async_init(&daemon->loop, &daemon->wake, on_wake);
         uv_async_init(&daemon->loop, &daemon->stop, on_stop);
         uv_timer_init(&daemon->loop, &daemon->tick);
         uv_prepare_init(&daemon->loop, &daemon->prepare);
         uv_check_init(&daemon->loop, &daemon->check);
         uv_idle_init(&daemon->loop, &daemon->idle);
-        uv_poll_init(&daemon->loop, &daemon->doorbell, daemon->doorbell_fd);
         daemon->wake.data = daemon->stop.data = daemon->tick.data = daemon;
-        daemon->prepare.data = daemon->check.data = daemon->doorbell.data = daemon;
+        daemon->prepare.data = daemon->check.data = daemon;
         return 0;
 }
 
@@ -249,7 +231,7 @@ static int open_sessions(struct ae_daemon *daemon)
 {
         struct ae_sessions_options options = {
                 .loop = &daemon->loop, .path = daemon->config->socket,
-                .core = ae_node_core(daemon->node), .doorbell = daemon->doorbell_fd,
+                .core = ae_node_core(daemon->node), .node = daemon->config->node,
                 .inspect = inspect, .user = daemon,
         };
 
@@ -282,7 +264,6 @@ int ae_daemon_new(const struct ae_config *config, struct ae_daemon **ret_daemon)
         if (!daemon)
                 return ae_fail(AE_ENOMEM, "no memory for a daemon");
         daemon->config = config;
-        daemon->doorbell_fd = -1;
         daemon->start_ns = ae_now_ns();
         r = open_all(daemon);
         if (r < 0)
@@ -297,7 +278,6 @@ static void close_loop(struct ae_daemon *daemon)
                 (uv_handle_t *)&daemon->wake, (uv_handle_t *)&daemon->stop,
                 (uv_handle_t *)&daemon->tick, (uv_handle_t *)&daemon->prepare,
                 (uv_handle_t *)&daemon->check, (uv_handle_t *)&daemon->idle,
-                (uv_handle_t *)&daemon->doorbell,
         };
         int r;
 
@@ -330,9 +310,8 @@ struct ae_daemon *ae_daemon_free(struct ae_daemon *daemon)
         finish_tasks(daemon);
         ae_node_free(daemon->node);
         ae_threads_free(daemon->threads);
-        if (daemon->loop_open && daemon->doorbell_fd >= 0)
+        if (daemon->loop_open)
                 close_loop(daemon);
-        ae_cleanup_close(&daemon->doorbell_fd);
         free(daemon);
         return NULL;
 }
@@ -343,7 +322,6 @@ void ae_daemon_run(struct ae_daemon *daemon, int notify)
         uv_timer_start(&daemon->tick, on_tick, 0, TICK_MS);
         uv_prepare_start(&daemon->prepare, on_prepare);
         uv_check_start(&daemon->check, on_check);
-        uv_poll_start(&daemon->doorbell, UV_READABLE, on_doorbell);
         while (!daemon->stopping)
                 uv_run(&daemon->loop, UV_RUN_DEFAULT);
         if (notify)

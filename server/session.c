@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -36,9 +35,10 @@ struct out_frame {
 struct session {
         struct ae_list link;
         struct ae_sessions *sessions;
-        uv_poll_t poll;
+        uv_poll_t poll, bell_poll;
         int fd;
-        int efd;                   /* wakes the worker; -1 */
+        int bell, worker_bell;     /* a socket pair: each side rings and hears its end; -1 */
+        uint32_t n_handles;        /* of the two polls */
         bool known, broken, closing;
         bool refused;              /* its hello was; it has been told and should go */
         uint64_t since_ns;
@@ -79,6 +79,8 @@ static void on_session_closed(uv_handle_t *handle)
         struct ae_sessions *sessions = session->sessions;
         struct ae_list *entry;
 
+        if (--session->n_handles)
+                return;
         while ((entry = ae_list_pop(&session->out))) {
                 struct out_frame *frame = ae_list_entry(entry, struct out_frame, link);
 
@@ -87,7 +89,8 @@ static void on_session_closed(uv_handle_t *handle)
                 free(frame);
         }
         ae_cleanup_close(&session->fd);
-        ae_cleanup_close(&session->efd);
+        ae_cleanup_close(&session->bell);
+        ae_cleanup_close(&session->worker_bell);
         ae_cleanup_close(&session->in_fd);
         free(session->in);
         free(session);
@@ -108,6 +111,8 @@ static void end_session(struct session *session, const char *why)
                 session->sessions->n_unknown--;
         session->worker = NULL;
         uv_close((uv_handle_t *)&session->poll, on_session_closed);
+        if (session->n_handles > 1)
+                uv_close((uv_handle_t *)&session->bell_poll, on_session_closed);
         if (worker)
                 ae_core_worker_gone(worker, why);
 }
@@ -148,7 +153,7 @@ static void on_accept(uv_poll_t *poll, int status, int events)
                 abort();
         session->sessions = sessions;
         session->fd = fd;
-        session->efd = session->in_fd = -1;
+        session->bell = session->worker_bell = session->in_fd = -1;
         session->since_ns = ae_now_ns();
         session->poll.data = session;
         ae_list_init(&session->out);
@@ -158,6 +163,7 @@ static void on_accept(uv_poll_t *poll, int status, int events)
                 free(session);
                 return;
         }
+        session->n_handles = 1;
         sessions->n_handles++;
         sessions->n++;
         sessions->n_unknown++;
@@ -346,19 +352,56 @@ void ae_sessions_send(struct ae_worker *worker, uint32_t type, const ProtobufCMe
                 send_frame(session, type, message, fds, n_fds);
 }
 
+/* ---- bells ------------------------------------------------------------------------------ */
+
+/*
+ * Each side has an end of its own. A worker may let its end block, fill it, or leave what it hears:
+ * that is nothing to the daemon, which says in each call that it will not wait.
+ */
+static void on_bell(uv_poll_t *poll, int status, int events)
+{
+        struct session *session = poll->data;
+        char rings[512];
+        ssize_t n = recv(session->bell, rings, sizeof(rings), MSG_DONTWAIT);
+
+        (void)status;
+        (void)events;
+        /* Closed: its socket says so too. If not, it is heard when the loop runs for others. */
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+                uv_poll_stop(poll);
+}
+
+static int make_bell(struct session *session)
+{
+        int ends[2];
+        int r;
+
+        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0)
+                return ae_fail_sys(errno, "node %u cannot make a bell for this process",
+                                   session->sessions->options.node);
+        session->bell = ends[0];
+        session->worker_bell = ends[1];
+        r = uv_poll_init(session->sessions->options.loop, &session->bell_poll, session->bell);
+        if (r < 0)
+                return ae_fail(AE_ESYS, "cannot poll a bell: %s", uv_strerror(r));
+        session->bell_poll.data = session;
+        session->n_handles++;
+        uv_poll_start(&session->bell_poll, UV_READABLE, on_bell);
+        return 0;
+}
+
 void ae_sessions_wake(struct ae_worker *worker)
 {
         struct session *session = ae_core_worker_session(worker);
         struct ae_local_page *page = (struct ae_local_page *)ae_core_worker_page(worker)->base;
-        uint64_t one = 1;
 
         /* what was published stands before the look; pairs with the worker's seq_cst store of
          * worker_waits and its second look */
         atomic_thread_fence(memory_order_seq_cst);
         if (!atomic_load_explicit(&page->worker_waits, memory_order_seq_cst))
                 return;
-        if (write(session->efd, &one, sizeof(one)) < 0)
-                assert(errno == EAGAIN); /* it is full, so the worker is awake */
+        /* full: it rings already; broken: the session is about to end */
+        (void)!send(session->bell, "", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 /* ---- in --------------------------------------------------------------------------------- */
@@ -386,34 +429,33 @@ static void hear_the_dead(struct ae_sessions *sessions)
         }
 }
 
+static void refuse(struct session *session, int status)
+{
+        ae_log_warn("refused pid %d: %s", session->peer.pid, ae_error_text());
+        session->refused = true;
+        send_error(session, status, ae_error_text());
+}
+
 static int on_hello(struct session *session, const Autoep__Hello *hello)
 {
         struct ae_worker_spec spec = { .hello = hello, .pid = session->peer.pid,
                                        .uid = session->peer.uid, .session = session };
-        int efd[2];
         int r;
 
         if (session->known)
                 return ae_fail(AE_EPROTO, "it says hello twice");
         session->known = true;
         session->sessions->n_unknown--;
-        session->efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (session->efd < 0) {
-                session->refused = true;
-                send_error(session, AE_ESYS, "the daemon has no descriptor left for this process");
-                return 0;
+        r = make_bell(session);
+        if (r == 0) {
+                hear_the_dead(session->sessions);
+                r = ae_core_worker_new(session->sessions->options.core, &spec, &session->worker);
         }
-        hear_the_dead(session->sessions);
-        r = ae_core_worker_new(session->sessions->options.core, &spec, &session->worker);
         if (r < 0) {
-                ae_log_warn("refused pid %d: %s", session->peer.pid, ae_error_text());
-                session->refused = true;
-                send_error(session, r, ae_error_text());
+                refuse(session, r);
                 return 0;
         }
-        efd[0] = session->sessions->options.doorbell;
-        efd[1] = session->efd;
-        ae_core_worker_attach(session->worker, efd);
+        ae_core_worker_attach(session->worker, session->worker_bell);
         return 0;
 }
 

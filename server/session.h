@@ -15,7 +15,7 @@ struct ae_sessions_options {
         uv_loop_t *loop;
         const char *path;   /* of the socket; a stale one is removed, anything else refused */
         struct ae_core *core;
-        int doorbell;       /* eventfd that workers ring; borrowed */
+        uint32_t node;      /* whose this is, for texts */
         /* Answers autoep-ctl; the JSON text is the caller's to free. */
         int (*inspect)(void *user, const Autoep__CtlRequest *request, char **ret_text);
         void *user;

@@ -108,8 +108,9 @@ struct ae_worker_spec {
  * out through worker_send once the decider has agreed. */
 int ae_core_worker_new(struct ae_core *core, const struct ae_worker_spec *spec,
                        struct ae_worker **ret_worker);
-/* The executor's wakes for it (eventfds: the daemon's, the worker's); then the rank joins. */
-void ae_core_worker_attach(struct ae_worker *worker, const int efd[2]);
+/* @bell: the worker's end of its bell, the executor's, which stays as long as the worker; -1 where
+ * no process listens. Then the rank joins. */
+void ae_core_worker_attach(struct ae_worker *worker, int bell);
 /* A control message of the worker; takes @message over. @fd: the descriptor that came with it or
  * -1, taken over too. Negative: the worker broke the protocol. */
 int ae_core_worker_message(struct ae_worker *worker, uint32_t type, ProtobufCMessage *message,

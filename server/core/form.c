@@ -124,7 +124,7 @@ static void send_hello_ok(struct ae_worker *worker)
 {
         Autoep__HelloOk ok = AUTOEP__HELLO_OK__INIT;
         struct ae_core_options *options = &worker->core->options;
-        int fds[4] = { worker->page->fd, worker->grad->fd, worker->efd[0], worker->efd[1] };
+        int fds[3] = { worker->page->fd, worker->grad->fd, worker->bell };
 
         ok.version = AE_WIRE_VERSION;
         ok.node = options->node;
@@ -133,7 +133,7 @@ static void send_hello_ok(struct ae_worker *worker)
         ok.page_len = worker->page->len;
         ok.grad_len = worker->grad->len;
         worker->joined = true;
-        options->ops->worker_send(options->user, worker, AE_CONTROL_HELLO_OK, &ok.base, fds, 4);
+        options->ops->worker_send(options->user, worker, AE_CONTROL_HELLO_OK, &ok.base, fds, 3);
 }
 
 /* The process went away before the decider's answer, which counts it as there. */
@@ -273,7 +273,7 @@ int ae_core_worker_new(struct ae_core *core, const struct ae_worker_spec *spec,
         worker->uid = spec->uid;
         worker->incarnation = spec->hello->incarnation;
         worker->hold_len = spec->hello->hold_len;
-        worker->efd[0] = worker->efd[1] = -1;
+        worker->bell = -1;
         ae_list_init(&worker->flow_order);
         ae_list_push(&core->workers, &worker->link);
         r = make_pages(worker, spec->hello->ring_len);
@@ -285,10 +285,9 @@ int ae_core_worker_new(struct ae_core *core, const struct ae_worker_spec *spec,
         return 0;
 }
 
-void ae_core_worker_attach(struct ae_worker *worker, const int efd[2])
+void ae_core_worker_attach(struct ae_worker *worker, int bell)
 {
-        worker->efd[0] = efd[0];
-        worker->efd[1] = efd[1];
+        worker->bell = bell;
         if (worker->reader)
                 send_hello_ok(worker);
         else

@@ -229,7 +229,7 @@ struct ae_worker {
         uint64_t incarnation;
         uint64_t hold_len;
         struct ae_region *page, *grad, *xout, *xin;
-        int efd[2];               /* executor's: wakes daemon, wakes worker */
+        int bell;                 /* executor's: the worker's end */
         struct ae_model *model;   /* owned; what it registered */
         struct ae_region *init;   /* owned; initial values */
         uint32_t sq_head, cq_tail;

@@ -11,8 +11,10 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -245,6 +247,70 @@ static void test_rings(void **state)
         finish(story);
 }
 
+/* ---- bells ------------------------------------------------------------------------------- */
+
+/* Whether this process wakes the daemon by @fd, or is woken by it. */
+static bool is_bell(int fd)
+{
+        struct sockaddr_un peer;
+        socklen_t len = sizeof(peer);
+        socklen_t type_len = sizeof(int);
+        int type = 0;
+
+        return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_len) == 0 && type == SOCK_STREAM &&
+               getpeername(fd, (struct sockaddr *)&peer, &len) == 0 &&
+               len == sizeof(sa_family_t); /* a pair: it has no name */
+}
+
+/* Makes a wait of the daemon on what it shares with this process as long as it may: descriptors
+ * that block are full, and one wakes this process again and again, which doesn't listen. */
+static int attack_bells(struct story_self *self, const struct story_args *args,
+                        struct story_result *result)
+{
+        static const char rings[4096];
+        struct ae_local_page *page = find_page();
+        const uint64_t until = proc_now_ms() + 10000;
+        int bell = 3;
+
+        (void)self;
+        (void)args;
+        (void)result;
+        while (!is_bell(bell) && bell < 256)
+                bell++;
+        if (!page || fcntl(bell, F_SETFL, 0) < 0)
+                return -100;
+        for (uint32_t i = 0; i < 1000; i++) {
+                uint32_t tail = atomic_load(&page->cq_tail);
+
+                atomic_store(&page->worker_waits, 1);
+                post(page, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = 2 });
+                (void)send(bell, rings, sizeof(rings), MSG_DONTWAIT | MSG_NOSIGNAL);
+                while (atomic_load(&page->cq_tail) == tail && proc_now_ms() < until)
+                        sched_yield();
+                post(page, &(struct ae_local_sqe){
+                                   .op = AE_SQ_UNPIN,
+                                   .slot = page->cq[tail % AE_LOCAL_CQ_LEN].slot });
+                atomic_store(&page->cq_head, tail + 1);
+        }
+        return proc_now_ms() < until ? 0 : -101;
+}
+
+static void test_bells(void **state)
+{
+        struct story *story = *state;
+        struct story_result result;
+
+        story_job_init(&story->job, &story->bed, "mad", 2);
+        story_job_up(&story->job);
+        story_job_steps(&story->job, 1);
+        result = story_call(&story->job.workers[0], attack_bells, (struct story_args){ 0 });
+        check_healthy(story);
+        assert_int_equal(result.status, 0);
+        story_job_end(&story->job);
+        check_healthy(story);
+        finish(story);
+}
+
 /* ---- sockets ----------------------------------------------------------------------------- */
 
 static int connect_unix(const char *path)
@@ -431,6 +497,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
                 STORY(test_rings, setup_tcp),
+                STORY(test_bells, setup_tcp),
                 STORY(test_frames, setup_tcp),
                 STORY(test_frames, setup_shm),
                 STORY(test_wrong_version, setup_shm),

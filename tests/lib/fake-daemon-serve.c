@@ -10,7 +10,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -123,7 +122,7 @@ static void say_hello_ok(struct fake_daemon *d, struct fake_worker *w)
 {
         Autoep__HelloOk ok = AUTOEP__HELLO_OK__INIT;
         enum fake_lie lie = d->config.lie;
-        int fds[4] = { 0, 0, w->wake_fd, w->worker_fd };
+        int fds[3] = { 0, 0, w->worker_bell };
 
         w->page = make_memory(sizeof(*w->page), lie != FAKE_PAGE_UNSEALED, &fds[0]);
         w->grad = make_memory(w->grad_len, true, &fds[1]);
@@ -138,7 +137,7 @@ static void say_hello_ok(struct fake_daemon *d, struct fake_worker *w)
         ok.transport = (char *)(uintptr_t)"none";
         ok.page_len = sizeof(*w->page) + (lie == FAKE_PAGE_SHORT ? 8192 : 0);
         ok.grad_len = w->grad_len;
-        send_frame(w, AE_CONTROL_HELLO_OK, &ok.base, fds, lie == FAKE_HELLO_NO_FDS ? 0 : 4);
+        send_frame(w, AE_CONTROL_HELLO_OK, &ok.base, fds, lie == FAKE_HELLO_NO_FDS ? 0 : 3);
         close(fds[0]);
         close(fds[1]);
 }
@@ -559,12 +558,15 @@ static bool read_queue(struct fake_daemon *d, struct fake_worker *w)
 static void accept_worker(struct fake_daemon *d)
 {
         struct fake_worker *w = &d->workers[d->n_workers];
+        int bell[2];
 
         fake_must(d->n_workers < FAKE_WORKERS_MAX, "too many workers");
         w->socket = accept4(d->listener, NULL, NULL, SOCK_CLOEXEC);
         fake_must(w->socket >= 0, "accept4");
-        w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        w->worker_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        fake_must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, bell) == 0,
+                  "socketpair");
+        w->bell = bell[0];
+        w->worker_bell = bell[1];
         d->n_workers++;
 }
 
@@ -596,11 +598,11 @@ static void set_sleeping(struct fake_daemon *d, uint32_t sleeping)
         }
 }
 
-static void drain_eventfd(int fd)
+static void drain(int fd)
 {
-        uint64_t count;
+        char rings[512];
 
-        (void)!read(fd, &count, sizeof(count)); /* non-blocking, or known to be readable */
+        (void)!read(fd, rings, sizeof(rings)); /* non-blocking, or known to be readable */
 }
 
 static void sleep_and_receive(struct fake_daemon *d)
@@ -611,16 +613,16 @@ static void sleep_and_receive(struct fake_daemon *d)
 
         for (uint32_t i = 0; i < n; i++) {
                 fds[2 + 2 * i] = (struct pollfd){ d->workers[i].socket, POLLIN, 0 };
-                fds[3 + 2 * i] = (struct pollfd){ d->workers[i].wake_fd, POLLIN, 0 };
+                fds[3 + 2 * i] = (struct pollfd){ d->workers[i].bell, POLLIN, 0 };
         }
         pthread_mutex_unlock(&d->lock);
         fake_must(poll(fds, 2 + 2 * n, -1) > 0, "poll");
         pthread_mutex_lock(&d->lock);
         if (fds[1].revents)
-                drain_eventfd(d->control_fd);
+                drain(d->control_fd);
         for (uint32_t i = 0; i < n; i++) {
                 if (fds[3 + 2 * i].revents)
-                        drain_eventfd(d->workers[i].wake_fd);
+                        drain(d->workers[i].bell);
                 if (fds[2 + 2 * i].revents && d->workers[i].socket >= 0)
                         receive(d, &d->workers[i]);
         }

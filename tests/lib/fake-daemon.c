@@ -5,6 +5,7 @@
 #include "tests/lib/fake-daemon-private.h"
 
 #include <sched.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,8 +74,8 @@ static void free_worker(struct fake_worker *w)
                 munmap(w->xout, w->xout_len);
         if (w->xin)
                 munmap(w->xin, w->xin_len);
-        close(w->wake_fd);
-        close(w->worker_fd);
+        close(w->bell);
+        close(w->worker_bell);
         if (w->socket >= 0)
                 close(w->socket);
 }
@@ -113,10 +114,10 @@ void fake_poke(struct fake_daemon *d)
 
 void fake_wake(struct fake_worker *w)
 {
-        uint64_t one = 1;
-
         if (w->page && atomic_load(&w->page->worker_waits)) /* after the change, seq_cst */
-                fake_must(write(w->worker_fd, &one, sizeof(one)) == sizeof(one), "write");
+                fake_must(send(w->bell, "", 1, MSG_NOSIGNAL | MSG_DONTWAIT) == 1 ||
+                                  errno == EAGAIN || errno == EPIPE,
+                          "send");
 }
 
 void fake_wake_all(struct fake_daemon *d)

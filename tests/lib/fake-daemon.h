@@ -72,7 +72,7 @@ struct fake_message {
 struct fake_worker {
         uint32_t rank;
         bool reader, registered;
-        int socket, wake_fd, worker_fd; /* owned; wake_fd wakes the daemon */
+        int socket, bell, worker_bell; /* owned */
         struct ae_local_page *page;
         uint8_t *grad, *xout;
         struct ae_local_xin *xin;

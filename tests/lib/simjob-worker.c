@@ -650,7 +650,6 @@ static void begin(void *user)
 
 static void hello(void *user)
 {
-        static const int none[2] = { -1, -1 };
         struct simworker *worker = user;
         struct simjob *job = worker->job;
         Autoep__Hello message = AUTOEP__HELLO__INIT;
@@ -671,7 +670,7 @@ static void hello(void *user)
         if (ae_core_worker_new(ae_node_core(worker->node->node), &spec, &worker->worker) < 0)
                 simjob_fail(job, "rank %u cannot say hello: %s", worker->rank, ae_error_text());
         worker->page = (struct ae_local_page *)ae_core_worker_page(worker->worker)->base;
-        ae_core_worker_attach(worker->worker, none);
+        ae_core_worker_attach(worker->worker, -1);
         simnode_kick(worker->node);
 }
 

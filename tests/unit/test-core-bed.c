@@ -275,7 +275,6 @@ struct bed *bed_free(struct bed *bed)
 int bed_hello(struct bed *bed, uint32_t node, const struct bed_hello *hello,
               struct bed_worker **ret_worker)
 {
-        static const int efd[2] = { -1, -1 };
         struct bed_worker *worker = &bed->workers[bed->n_workers];
         Autoep__Hello message = AUTOEP__HELLO__INIT;
         struct ae_worker_spec spec = { .hello = &message, .pid = 4000 + (int32_t)bed->n_workers,
@@ -295,7 +294,7 @@ int bed_hello(struct bed *bed, uint32_t node, const struct bed_hello *hello,
         if (r < 0)
                 return r;
         bed->n_workers++;
-        ae_core_worker_attach(worker->worker, efd);
+        ae_core_worker_attach(worker->worker, -1);
         bed_run(bed);
         *ret_worker = worker;
         return 0;
