@@ -10,10 +10,12 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -58,10 +60,13 @@ struct ae_sessions {
         uv_poll_t poll;
         struct ae_list list;       /* struct session */
         uint32_t n, n_unknown, n_handles;
+        int spare;                 /* a descriptor to accept on when no other is left; -1 */
+        bool full;                 /* nor that one: not listening until one is free again */
         bool freed;
 };
 
 static void on_ready(uv_poll_t *poll, int status, int events);
+static void on_accept(uv_poll_t *poll, int status, int events);
 
 /* ---- life ------------------------------------------------------------------------------- */
 
@@ -73,6 +78,25 @@ static void maybe_free(struct ae_sessions *sessions)
         free(sessions);
 }
 
+static void free_frame(struct out_frame *frame)
+{
+        for (size_t i = 0; i < frame->n_fds; i++)
+                ae_cleanup_close(&frame->fds[i]);
+        free(frame);
+}
+
+/* Has a descriptor in reserve again, if it may, and then listens again. */
+static void keep_spare(struct ae_sessions *sessions)
+{
+        if (sessions->spare < 0)
+                sessions->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (sessions->spare < 0 || !sessions->full)
+                return;
+        sessions->full = false;
+        ae_log_info("accepts sessions again");
+        uv_poll_start(&sessions->poll, UV_READABLE, on_accept);
+}
+
 static void on_session_closed(uv_handle_t *handle)
 {
         struct session *session = handle->data;
@@ -81,13 +105,8 @@ static void on_session_closed(uv_handle_t *handle)
 
         if (--session->n_handles)
                 return;
-        while ((entry = ae_list_pop(&session->out))) {
-                struct out_frame *frame = ae_list_entry(entry, struct out_frame, link);
-
-                for (size_t i = 0; i < frame->n_fds; i++)
-                        ae_cleanup_close(&frame->fds[i]);
-                free(frame);
-        }
+        while ((entry = ae_list_pop(&session->out)))
+                free_frame(ae_list_entry(entry, struct out_frame, link));
         ae_cleanup_close(&session->fd);
         ae_cleanup_close(&session->bell);
         ae_cleanup_close(&session->worker_bell);
@@ -95,6 +114,8 @@ static void on_session_closed(uv_handle_t *handle)
         free(session->in);
         free(session);
         sessions->n_handles--;
+        if (!sessions->freed)
+                keep_spare(sessions);
         maybe_free(sessions);
 }
 
@@ -130,6 +151,31 @@ static void end_silent(struct ae_sessions *sessions)
         }
 }
 
+/*
+ * Without a descriptor for it a connection would stay at the head of the queue and wake the loop
+ * without end. The one in reserve lets who connects hear why it can't be served; when that is gone
+ * too the others wait until a session ends.
+ */
+static int accept_one(struct ae_sessions *sessions)
+{
+        int flags = SOCK_CLOEXEC | SOCK_NONBLOCK;
+        int fd = accept4(sessions->fd, NULL, NULL, flags);
+
+        if (fd >= 0 || (errno != EMFILE && errno != ENFILE))
+                return fd;
+        if (sessions->spare >= 0) {
+                ae_cleanup_close(&sessions->spare);
+                sessions->spare = -1;
+                fd = accept4(sessions->fd, NULL, NULL, flags);
+                if (fd >= 0 || (errno != EMFILE && errno != ENFILE))
+                        return fd;
+        }
+        ae_log_warn("accepts no session until one of %u ends: %s", sessions->n, strerror(errno));
+        sessions->full = true;
+        uv_poll_stop(&sessions->poll);
+        return -1;
+}
+
 static void on_accept(uv_poll_t *poll, int status, int events)
 {
         struct ae_sessions *sessions = poll->data;
@@ -140,12 +186,9 @@ static void on_accept(uv_poll_t *poll, int status, int events)
         (void)events;
         if (status < 0)
                 return;
-        fd = accept4(sessions->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (fd < 0) {
-                if (errno == EMFILE || errno == ENFILE)
-                        ae_log_warn("cannot accept a session: %s", strerror(errno));
+        fd = accept_one(sessions);
+        if (fd < 0)
                 return;
-        }
         if (sessions->n_unknown >= UNKNOWN_MAX)
                 end_silent(sessions);
         session = calloc(1, sizeof(*session));
@@ -227,7 +270,7 @@ int ae_sessions_new(const struct ae_sessions_options *options, struct ae_session
         if (!sessions)
                 return ae_fail(AE_ENOMEM, "no memory for sessions");
         sessions->options = *options;
-        sessions->fd = -1;
+        sessions->fd = sessions->spare = -1;
         ae_list_init(&sessions->list);
         sessions->path = strdup(options->path);
         if (!sessions->path)
@@ -241,6 +284,7 @@ int ae_sessions_new(const struct ae_sessions_options *options, struct ae_session
         sessions->n_handles = 1;
         sessions->poll.data = sessions;
         uv_poll_start(&sessions->poll, UV_READABLE, on_accept);
+        keep_spare(sessions);
         *ret_sessions = ae_steal(sessions);
         return 0;
 }
@@ -267,6 +311,7 @@ struct ae_sessions *ae_sessions_free(struct ae_sessions *sessions)
                 ae_cleanup_close(&sessions->fd);
                 (void)unlink(sessions->path); /* the next daemon would remove it too */
         }
+        ae_cleanup_close(&sessions->spare);
         sessions->freed = true;
         maybe_free(sessions);
         return NULL;
@@ -313,19 +358,46 @@ static void flush_out(struct session *session)
                 frame->sent += (size_t)n;
                 if (frame->sent < frame->len)
                         continue;
-                for (size_t i = 0; i < frame->n_fds; i++)
-                        ae_cleanup_close(&frame->fds[i]);
                 ae_list_unlink(&frame->link);
-                free(frame);
+                free_frame(frame);
         }
         uv_poll_start(&session->poll,
                       ae_list_empty(&session->out) ? UV_READABLE : UV_READABLE | UV_WRITABLE,
                       on_ready);
 }
 
+static int no_descriptors(const struct session *session, int error)
+{
+        struct rlimit limit;
+
+        if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+                limit.rlim_cur = 0;
+        return ae_fail_sys(error,
+                           "node %u has no descriptors left for this process: raise its limit"
+                           " of open files (%llu, LimitNOFILE) or end other processes",
+                           session->sessions->options.node, (unsigned long long)limit.rlim_cur);
+}
+
+static int copy_fds(struct out_frame *frame, const int *fds, size_t n_fds)
+{
+        for (size_t i = 0; i < n_fds; i++) {
+                int fd = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
+
+                if (fd < 0)
+                        return -errno;
+                frame->fds[frame->n_fds++] = fd;
+        }
+        return 0;
+}
+
+/* What was to be sent can't be; instead of it the process hears why. */
+static void refuse(struct session *session, int status);
+
 static void send_frame(struct session *session, uint32_t type, const ProtobufCMessage *message,
                        const int *fds, size_t n_fds)
 {
+        int r;
+
         size_t len = ae_control_size(message);
         struct ae_control_frame head = { .len = ae_u32(len), .type = (uint16_t)type };
         struct out_frame *frame = malloc(sizeof(*frame) + sizeof(head) + len);
@@ -337,8 +409,12 @@ static void send_frame(struct session *session, uint32_t type, const ProtobufCMe
         frame->len = sizeof(head) + len;
         memcpy(frame->data, &head, sizeof(head));
         ae_control_pack(message, (uint8_t *)frame->data + sizeof(head));
-        for (size_t i = 0; i < n_fds; i++)
-                frame->fds[frame->n_fds++] = dup(fds[i]);
+        r = copy_fds(frame, fds, n_fds);
+        if (r < 0) {
+                free_frame(frame);
+                refuse(session, no_descriptors(session, -r));
+                return;
+        }
         ae_list_push(&session->out, &frame->link);
         flush_out(session);
 }
@@ -377,8 +453,7 @@ static int make_bell(struct session *session)
         int r;
 
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0)
-                return ae_fail_sys(errno, "node %u cannot make a bell for this process",
-                                   session->sessions->options.node);
+                return no_descriptors(session, errno);
         session->bell = ends[0];
         session->worker_bell = ends[1];
         r = uv_poll_init(session->sessions->options.loop, &session->bell_poll, session->bell);
@@ -489,6 +564,9 @@ static int on_frame(struct session *session, const struct ae_control_frame *head
         ProtobufCMessage *message = NULL;
         int r;
 
+        /* what else a descriptor may be, a read of it could make the loop wait */
+        if (session->in_fd >= 0 && fcntl(session->in_fd, F_GET_SEALS) < 0)
+                return ae_fail(AE_EPROTO, "it passes a descriptor that is not a memfd");
         r = ae_control_unpack(head->type, body, head->len, &message);
         if (r < 0)
                 return r;
@@ -669,6 +747,7 @@ void ae_sessions_tick(struct ae_sessions *sessions, uint64_t now_ns)
 {
         struct session *session;
 
+        keep_spare(sessions);
         ae_list_for_each_safe(session, &sessions->list, link) {
                 if (session->broken)
                         end_session(session, "its socket broke");

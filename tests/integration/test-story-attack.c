@@ -491,6 +491,150 @@ static void test_silent_connections(void **state)
         finish(story);
 }
 
+/* ---- descriptors ------------------------------------------------------------------------- */
+
+/* The session's socket: a stream whose other end has a name. */
+static int find_session(void)
+{
+        for (int fd = 3; fd < 256; fd++) {
+                struct sockaddr_un peer;
+                socklen_t len = sizeof(peer);
+
+                if (getpeername(fd, (struct sockaddr *)&peer, &len) == 0 &&
+                    len > sizeof(sa_family_t) && strstr(peer.sun_path, "node-"))
+                        return fd;
+        }
+        return -1;
+}
+
+/* Passes a pipe that has nothing to read where the daemon would read. */
+static int attack_descriptor(struct story_self *self, const struct story_args *args,
+                             struct story_result *result)
+{
+        struct ae_control_frame head = { .type = AE_CONTROL_PUT };
+        union {
+                struct cmsghdr head;
+                char space[CMSG_SPACE(sizeof(int))];
+        } control = { .head = { .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET,
+                                .cmsg_type = SCM_RIGHTS } };
+        struct iovec iov = { .iov_base = &head, .iov_len = sizeof(head) };
+        struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
+                              .msg_controllen = sizeof(control.space) };
+        int ends[2];
+
+        (void)args;
+        if (pipe(ends) < 0)
+                return -100;
+        memcpy(CMSG_DATA(&control.head), ends, sizeof(int));
+        if (sendmsg(find_session(), &msg, MSG_NOSIGNAL) != (ssize_t)sizeof(head))
+                return -100;
+        return story_step(self, &(struct story_args){ .timeout_ms = 5000 }, result);
+}
+
+static void test_descriptors(void **state)
+{
+        struct story *story = *state;
+        struct story_result result;
+
+        story_job_init(&story->job, &story->bed, "mad", 2);
+        story_job_up(&story->job);
+        result = story_call(&story->job.workers[0], attack_descriptor, (struct story_args){ 0 });
+        assert_int_equal(result.status, AUTOEP_ELOST);
+        proc_daemon_await_log(&story->bed, 0, "passes a descriptor that is not a memfd", 2000);
+        story_job_end(&story->job);
+        check_healthy(story);
+        finish(story);
+}
+
+/* A connection that says something, and so may stay. */
+static int connect_known(const char *path)
+{
+        Autoep__CtlRequest request = AUTOEP__CTL_REQUEST__INIT;
+        struct ae_control_frame head = { .type = AE_CONTROL_CTL_REQUEST };
+        uint8_t out[64];
+        int fd = connect_unix(path);
+
+        request.version = 77;
+        head.len = (uint32_t)ae_control_size(&request.base);
+        assert_true(sizeof(head) + head.len <= sizeof(out));
+        memcpy(out, &head, sizeof(head));
+        ae_control_pack(&request.base, out + sizeof(head));
+        assert_int_equal(send(fd, out, sizeof(head) + head.len, MSG_NOSIGNAL),
+                         sizeof(head) + head.len);
+        return fd;
+}
+
+/* Whether @fd is answered; false when the daemon's log has @text first. */
+static bool answered(struct story *story, int fd, const char *text)
+{
+        struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+        uint64_t until = proc_now_ms() + 10000;
+
+        while (poll(&poll_fd, 1, 5) == 0) {
+                if (proc_daemon_log_has(&story->bed, 0, text))
+                        return false;
+                assert_true(proc_now_ms() < until);
+        }
+        return true;
+}
+
+static uint32_t count_log(const struct proc_daemon *daemon, const char *text)
+{
+        FILE *log = fopen(daemon->log, "re");
+        char line[1024];
+        uint32_t n = 0;
+
+        assert_non_null(log);
+        while (fgets(line, sizeof(line), log))
+                n += strstr(line, text) != NULL;
+        fclose(log);
+        return n;
+}
+
+/* No descriptor is left: said once, who comes then waits or hears why, and later all is as before.
+ */
+static void test_no_descriptors_left(void **state)
+{
+        static const char full[] = "accepts no session until";
+        struct story *story = *state;
+        const struct proc_daemon *daemon = &story->bed.daemons[0];
+        struct rlimit old, limit;
+        struct story_result result;
+        int fds[64];
+        int n = 0;
+
+        assert_int_equal(prlimit(daemon->pid, RLIMIT_NOFILE, NULL, &old), 0);
+        limit = old;
+        limit.rlim_cur = (rlim_t)proc_stat_of(daemon->pid).n_fds + 20;
+        assert_int_equal(prlimit(daemon->pid, RLIMIT_NOFILE, &limit, NULL), 0);
+        do {
+                assert_in_range(n, 0, 63);
+                fds[n++] = connect_known(daemon->socket);
+        } while (answered(story, fds[n - 1], full));
+        check_healthy(story); /* two steps, and nothing more in the log */
+        assert_int_equal(count_log(daemon, full), 1);
+
+        /* two end and so does the one that waits: there is room for one, but not for a worker */
+        for (int i = 0; i < 3; i++)
+                close(fds[--n]);
+        proc_daemon_await_log(&story->bed, 0, "accepts sessions again", 10000);
+        story_job_init(&story->job, &story->bed, "late", 1);
+        story_worker_start(&story->job.workers[0]);
+        result = story_call(&story->job.workers[0], story_open, (struct story_args){ 0 });
+        story_expect(&result, AUTOEP_ESYS, "node 0 has no descriptors left", "LimitNOFILE", NULL);
+
+        while (n > 0)
+                close(fds[--n]);
+        assert_int_equal(prlimit(daemon->pid, RLIMIT_NOFILE, &old, NULL), 0);
+        story_job_end(&story->job);
+        story_job_init(&story->job, &story->bed, "late", 2);
+        story_job_up(&story->job);
+        story_job_steps(&story->job, 1);
+        story_job_leave(&story->job);
+        check_healthy(story);
+        finish(story);
+}
+
 #define STORY(test, setup) cmocka_unit_test_setup_teardown(test, setup, story_teardown)
 
 int main(void)
@@ -502,6 +646,8 @@ int main(void)
                 STORY(test_frames, setup_shm),
                 STORY(test_wrong_version, setup_shm),
                 STORY(test_silent_connections, setup_tcp),
+                STORY(test_descriptors, setup_shm),
+                STORY(test_no_descriptors_left, setup_tcp),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
