@@ -381,11 +381,17 @@ void ae_form_committed(struct ae_job *job)
 /* Copied, for the worker could shrink or change what it passed. */
 static int read_init(struct ae_worker *worker, uint64_t len, int fd)
 {
+        uint64_t most = worker->core->options.memory_len;
         uint64_t done = 0;
         char *base;
 
         if (len == 0)
                 return 0;
+        if (len > most)
+                return ae_fail(AE_EBUDGET,
+                               "the initial values have %" PRIu64 " bytes, node %u has %" PRIu64
+                               " in all: raise its memory",
+                               len, worker->core->options.node, most);
         base = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                     -1, 0);
         if (base == MAP_FAILED)

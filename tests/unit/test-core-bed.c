@@ -359,8 +359,14 @@ static Autoep__Model *make_model(void (*change)(Autoep__Model *model))
 
 void bed_register(struct bed_worker *worker, void (*change)(Autoep__Model *model))
 {
+        bed_register_init(worker, change,
+                          (BED_W_N + BED_BIG_N + BED_BIAS_N) * 4 + BED_FIXED_N * 2);
+}
+
+void bed_register_init(struct bed_worker *worker, void (*change)(Autoep__Model *model),
+                       uint64_t len)
+{
         Autoep__Register *message = malloc(sizeof(*message));
-        uint64_t len = (BED_W_N + BED_BIG_N + BED_BIAS_N) * 4 + BED_FIXED_N * 2;
         int fd = -1;
 
         assert_non_null(message);

@@ -68,6 +68,9 @@ int bed_rank(struct bed *bed, uint32_t node, uint32_t rank, uint32_t world,
 void bed_gone(struct bed_worker *worker, const char *text);
 /* The test model, with initial values from rank 0; @change may alter it. */
 void bed_register(struct bed_worker *worker, void (*change)(Autoep__Model *model));
+/* With so many bytes of initial values from rank 0, right or wrong. */
+void bed_register_init(struct bed_worker *worker, void (*change)(Autoep__Model *model),
+                       uint64_t len);
 void bed_register_reader(struct bed_worker *worker);
 struct ae_local_page *bed_page(const struct bed_worker *worker);
 struct ae_job *bed_job(const struct bed *bed, uint32_t node);

@@ -124,7 +124,7 @@ static void test_refused_by_decider(void **state)
 /* Memory that is too small: every rank hears how much of what was needed and what there is. */
 static void test_budget(void **state)
 {
-        struct bed *bed = bed_new(1, AE_MIB);
+        struct bed *bed = bed_new(1, 2 * AE_MIB);
         struct bed_worker *worker = NULL;
 
         (void)state;
@@ -134,10 +134,26 @@ static void test_budget(void **state)
         assert_int_equal(worker->status, AE_EBUDGET);
         assert_says(worker->text, "job 'job' needs ");
         assert_says(worker->text, "on node 0 (cache ");
-        assert_says(worker->text, "its budget is 1048576");
+        assert_says(worker->text, "its budget is 2097152");
         assert_int_equal(bed_job(bed, 0)->state, AE_JOB_FAILED);
         bed_gone(worker, "it failed");
         assert_null(bed_job(bed, 0));
+        bed_free(bed);
+}
+
+/* Initial values are copied before the model's needs are known: not more than there may be. */
+static void test_initial_values_too_large(void **state)
+{
+        struct bed *bed = bed_new(1, AE_MIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 1, &worker), 0);
+        bed_register_init(worker, NULL, AE_MIB + 1);
+        assert_int_equal(worker->type, AE_CONTROL_ERROR);
+        assert_int_equal(worker->status, AE_EBUDGET);
+        assert_says(worker->text, "the initial values have 1048577 bytes");
+        assert_says(worker->text, "node 0 has 1048576 in all");
         bed_free(bed);
 }
 
@@ -261,6 +277,7 @@ int main(void)
                 cmocka_unit_test(test_refused_first),
                 cmocka_unit_test(test_refused_by_decider),
                 cmocka_unit_test(test_budget),
+                cmocka_unit_test(test_initial_values_too_large),
                 cmocka_unit_test(test_bad_models),
                 cmocka_unit_test(test_ranks_differ),
                 cmocka_unit_test(test_lost_rank),
