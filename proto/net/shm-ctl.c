@@ -229,7 +229,7 @@ int ae_shm_ctl_receive(struct shm_conn *conn)
                 for (uint32_t i = 0; i < n_fds; i++)
                         (void)close(fds[i]); /* mappings keep what they need */
                 if (r < 0) {
-                        ae_shm_break(conn, r, "%s", ae_error_text());
+                        ae_conn_break(&conn->common, r, "%s", ae_error_text());
                         return r;
                 }
         }
@@ -264,11 +264,11 @@ static int send_record(struct shm_conn *conn, const struct shm_ctl *record, cons
                 conn->sock.ready &= ~(uint32_t)EPOLLOUT;
         if (r < 0 && (errno == EPIPE || errno == ECONNRESET)) {
                 conn->sock.ready |= EPOLLIN; /* the read will say that it hung up */
-                ae_wait_again(&shm_net_of(conn)->wait, &conn->sock);
+                ae_wait_again(&shm_net_of(conn)->end.wait, &conn->sock);
                 return 1;
         }
         if (r < 0)
-                ae_shm_break(conn, AE_ELOST, "%s", strerror(errno));
+                ae_conn_break(&conn->common, AE_ELOST, "%s", strerror(errno));
         return r;
 }
 
@@ -295,7 +295,7 @@ void ae_shm_hide(struct shm_conn *conn, const struct ae_net_mem *mem)
                         continue;
                 conn->shown[i].hide = true;
                 conn->n_hide++;
-                if (conn->state == SHM_UP)
+                if (conn->common.state == AE_CONN_UP)
                         (void)ae_shm_hide_flush(conn); /* a broken connection says DOWN */
                 return;
         }

@@ -47,7 +47,7 @@ static int receive_msg(struct shm_conn *conn, uint64_t avail)
         struct shm_msg_head head;
         uint64_t size;
 
-        if (!ae_evq_room(&net->events))
+        if (!ae_evq_room(&net->end.events))
                 return 1;
         if (avail < sizeof(head))
                 return ae_fail(AE_EPROTO, "a cut message head");
@@ -59,11 +59,7 @@ static int receive_msg(struct shm_conn *conn, uint64_t avail)
                 return 1;
         ring_read(conn, conn->msg_head + sizeof(head), conn->rx + conn->rx_used, head.len);
         conn->msg_head += size;
-        net->stats.msgs_received++;
-        net->stats.msg_bytes_received += head.len;
-        ae_evq_push(&net->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_MSG, .conn = &conn->base,
-                                            .data = conn->rx + conn->rx_used, .len = head.len }, 0);
+        ae_conn_msg_arrived(&conn->common, conn->rx + conn->rx_used, head.len);
         conn->rx_used += (uint32_t)ae_align_up(head.len, 8);
         return 0;
 }
@@ -84,7 +80,7 @@ static int receive_msgs(struct shm_conn *conn)
         while (r == 0 && conn->msg_head != tail)
                 r = receive_msg(conn, tail - conn->msg_head);
         if (r < 0) {
-                ae_shm_break(conn, r, "%s", ae_error_text());
+                ae_conn_break(&conn->common, r, "%s", ae_error_text());
                 return r;
         }
         if (conn->msg_head == before)
@@ -143,18 +139,12 @@ static int begin_desc(struct shm_conn *conn, const struct shm_desc *desc)
 {
         struct shm_arrival *in = &conn->in;
         struct ae_net_grant *grant = NULL;
-        enum ae_net_lookup found;
-        struct ae_net_key key;
         uint64_t tag = 0;
         int r;
 
-        memcpy(&key, desc->key, sizeof(key));
-        found = ae_net_grants_find(&conn->grants, &key, &grant, &tag);
-        if (found == AE_NET_KEY_NEVER)
-                return ae_fail(AE_EPROTO, "a put with a key that was never granted");
-        if (grant && !ae_range_ok(desc->off, desc->len, grant->len))
-                return ae_fail(AE_EPROTO, "a put of %llu bytes at %llu is outside its grant",
-                               (unsigned long long)desc->len, (unsigned long long)desc->off);
+        r = ae_conn_find_target(&conn->common, desc->key, desc->off, desc->len, &grant, &tag);
+        if (r < 0)
+                return r;
         r = find_source(conn, desc, &in->src);
         if (r < 0)
                 return r;
@@ -222,21 +212,17 @@ static void desc_done(struct shm_conn *conn)
                 return;
         in->open = false;
         if (in->late) {
-                net->stats.late_puts++;
+                net->end.stats.late_puts++;
                 return;
         }
-        net->stats.puts_received++;
-        ae_evq_push(&net->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_NOTIFY, .conn = &conn->base,
-                                            .mem = in->mem, .off = in->mem_off,
-                                            .len = in->first.len, .note = in->first.note },
-                    in->tag);
+        ae_conn_put_arrived(&conn->common, in->mem, in->mem_off, in->first.len, in->first.note,
+                            in->tag);
 }
 
 /* Copies on, within the budget; the rest of a revoked one is skipped. */
 static void copy_some(struct shm_conn *conn, uint64_t *budget)
 {
-        struct ae_net_stats *stats = &shm_net_of(conn)->stats;
+        struct ae_net_stats *stats = &shm_net_of(conn)->end.stats;
         struct shm_arrival *in = &conn->in;
         uint64_t left = in->desc.part_len - in->copied, n = AE_MIN(left, *budget);
 
@@ -259,7 +245,7 @@ static int receive_puts(struct shm_conn *conn)
         uint32_t n_slots = 0;
         int r = 0;
 
-        while (budget && n_slots < SLOT_BUDGET && ae_evq_room(&net->events)) {
+        while (budget && n_slots < SLOT_BUDGET && ae_evq_room(&net->end.events)) {
                 if (!conn->in.busy)
                         r = next_desc(conn);
                 if (r != 0)
@@ -271,7 +257,7 @@ static int receive_puts(struct shm_conn *conn)
                 n_slots++;
         }
         if (r < 0)
-                ae_shm_break(conn, r, "%s", ae_error_text());
+                ae_conn_break(&conn->common, r, "%s", ae_error_text());
         return r < 0 ? r : 0;
 }
 
@@ -288,26 +274,16 @@ int ae_shm_progress_receive(struct shm_conn *conn)
                 return r;
         /* Its last messages come out before DOWN does, in as many rounds as they need. */
         if (conn->hung_up && conn->msg_head == conn->hung_up_tail) {
-                ae_shm_break(conn, AE_ELOST, "the peer closed it");
+                ae_conn_break(&conn->common, AE_ELOST, "the peer closed it");
                 return AE_ELOST;
         }
         return 0;
 }
 
-int ae_shm_revoke(struct ae_net_conn *base, const struct ae_net_key *key)
+void ae_shm_revoked(struct ae_conn *common, uint64_t tag)
 {
-        struct shm_conn *conn = shm_conn_of(base);
-        struct shm_net *net = shm_net_of(conn);
-        struct ae_net_grant *grant = NULL;
-        uint64_t tag = 0;
+        struct shm_conn *conn = ae_container_of(common, struct shm_conn, common);
 
-        if (ae_net_grants_find(&conn->grants, key, &grant, &tag) == AE_NET_KEY_NEVER)
-                return ae_fail(AE_ENOENT, "cannot revoke: node %u was never granted this key",
-                               base->node);
         if (conn->in.open && conn->in.tag == tag)
                 conn->in.late = true;
-        ae_evq_drop_grant(&net->events, base, tag, &net->stats);
-        if (grant)
-                ae_net_grants_drop(&conn->grants, grant);
-        return 0;
 }

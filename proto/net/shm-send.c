@@ -21,7 +21,7 @@ void ae_shm_ring_bell(struct shm_conn *conn)
 {
         uint64_t one = 1;
 
-        if (!conn->ring || conn->state != SHM_UP)
+        if (!conn->ring || conn->common.state != AE_CONN_UP)
                 return;
         conn->ring = false;
         /* Pairs with set_asleep(): our counters were published before this load. */
@@ -39,48 +39,22 @@ static bool can_msg(const struct shm_conn *conn, uint64_t len)
         return conn->msg_tail - conn->peer_msg_head + msg_space(len) <= SHM_MSGS;
 }
 
-static bool can_put(const struct shm_conn *conn, uint64_t len)
+static bool has_place(const struct shm_conn *conn)
 {
-        uint64_t max = shm_net_of(conn)->options.max_in_flight;
-
-        return conn->puts_end - conn->puts_done < SHM_PUTS &&
-               (conn->in_flight == 0 || conn->in_flight + len <= max);
-}
-
-/* Tells the owner once when what was turned away would now be taken. */
-static void tell_writable(struct shm_conn *conn)
-{
-        bool msg = conn->want_msg && can_msg(conn, conn->want_msg_len);
-        bool put = conn->want_put && can_put(conn, conn->want_put_len);
-
-        if ((!msg && !put) || conn->writable_queued)
-                return;
-        conn->want_msg &= !msg;
-        conn->want_put &= !put;
-        conn->writable_queued = true;
-        ae_evq_push(&shm_net_of(conn)->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_WRITABLE, .conn = &conn->base }, 0);
+        return conn->puts_end - conn->puts_done < SHM_PUTS;
 }
 
 /* --- what the peer has got through --- */
 
-static void put_done(struct shm_conn *conn, struct shm_put *put, int status)
+static void put_done(struct shm_conn *conn, int status)
 {
-        assert(conn->in_flight >= put->len);
-        conn->in_flight -= put->len;
-        if (put->src)
-                put->src->n_puts--;
-        ae_evq_push(&shm_net_of(conn)->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_PUT_DONE, .status = status,
-                                            .conn = &conn->base, .cookie = put->cookie }, 0);
-        conn->puts_done++;
+        ae_conn_post_done(&conn->common, &conn->puts[conn->puts_done++ % SHM_PUTS].post, status);
 }
 
 void ae_shm_fail_puts(struct shm_conn *conn)
 {
         while (conn->puts_done < conn->puts_end)
-                put_done(conn, &conn->puts[conn->puts_done % SHM_PUTS], AE_ELOST);
-        assert(conn->in_flight == 0);
+                put_done(conn, AE_ELOST);
 }
 
 static int read_counters(struct shm_conn *conn)
@@ -91,7 +65,8 @@ static int read_counters(struct shm_conn *conn)
 
         if (msg_head - conn->peer_msg_head > conn->msg_tail - conn->peer_msg_head ||
             put_head - conn->peer_put_head > conn->put_tail - conn->peer_put_head) {
-                ae_shm_break(conn, AE_EPROTO, "it says that it has read what was never written");
+                ae_conn_break(&conn->common, AE_EPROTO,
+                              "it says that it has read what was never written");
                 return AE_EPROTO;
         }
         conn->peer_msg_head = msg_head;
@@ -100,7 +75,7 @@ static int read_counters(struct shm_conn *conn)
 
                 conn->stage_head += sent->staged;
                 if (sent->last)
-                        put_done(conn, &conn->puts[conn->puts_done % SHM_PUTS], 0);
+                        put_done(conn, 0);
         }
         return 0;
 }
@@ -121,17 +96,12 @@ static void ring_write(struct shm_conn *conn, uint64_t at, const void *data, uin
 int ae_shm_msg(struct ae_net_conn *base, const void *data, size_t len)
 {
         struct shm_conn *conn = shm_conn_of(base);
-        struct shm_net *net = shm_net_of(conn);
         struct shm_msg_head head = { .len = (uint32_t)len };
+        int r;
 
-        if (conn->state != SHM_UP)
-                return ae_fail(AE_ELOST, "cannot send a message to node %u: it is not connected",
-                               base->node);
-        if (!can_msg(conn, len)) {
-                conn->want_msg = true;
-                conn->want_msg_len = len;
-                return AE_EAGAIN; /* the next poll reads how far the peer has got */
-        }
+        r = ae_conn_take_msg(&conn->common, len, can_msg(conn, len));
+        if (r < 0)
+                return r; /* after AE_EAGAIN the next poll reads how far the peer has got */
         ring_write(conn, conn->msg_tail, &head, sizeof(head));
         ring_write(conn, conn->msg_tail + sizeof(head), data, len);
         conn->msg_tail += msg_space(len);
@@ -139,8 +109,6 @@ int ae_shm_msg(struct ae_net_conn *base, const void *data, size_t len)
         atomic_store_explicit(&conn->mine->head.msg_tail, conn->msg_tail, memory_order_seq_cst);
         conn->ring = true;
         ae_shm_ring_bell(conn);
-        net->stats.msgs_sent++;
-        net->stats.msg_bytes_sent += len;
         return 0;
 }
 
@@ -152,13 +120,13 @@ static void fill_slot(struct shm_conn *conn, struct shm_put *put, const struct s
 
         memcpy(desc.key, put->key.bytes, sizeof(desc.key));
         desc.off = put->off;
-        desc.len = put->len;
+        desc.len = put->post.len;
         desc.note = put->note;
         desc.part_off = put->emitted;
         put->emitted += desc.part_len;
         conn->mine->puts[conn->put_tail % SHM_DESCS] = desc;
         conn->sent[conn->put_tail % SHM_DESCS] = (struct shm_sent){
-                .last = put->emitted == put->len,
+                .last = put->emitted == put->post.len,
                 .staged = desc.kind == SHM_STAGED ? (uint32_t)ae_align_up(desc.part_len, 64) : 0,
         };
         conn->put_tail++;
@@ -173,11 +141,11 @@ static int emit_staged(struct shm_conn *conn, struct shm_put *put)
         struct shm_desc desc = { .kind = SHM_STAGED, .src_off = pos };
 
         room = AE_MIN(room, PIECE);
-        desc.part_len = AE_MIN(put->len - put->emitted, room);
-        if (put->len && desc.part_len == 0)
+        desc.part_len = AE_MIN(put->post.len - put->emitted, room);
+        if (put->post.len && desc.part_len == 0)
                 return 1;
         if (desc.part_len)
-                memcpy(conn->mine->stage + pos, put->src->base + put->src_off + put->emitted,
+                memcpy(conn->mine->stage + pos, put->post.src->base + put->src_off + put->emitted,
                        desc.part_len);
         conn->stage_tail += ae_align_up(desc.part_len, 64);
         fill_slot(conn, put, &desc);
@@ -187,18 +155,18 @@ static int emit_staged(struct shm_conn *conn, struct shm_put *put)
 /* 0; 1: not now; negative: the connection broke. */
 static int emit(struct shm_conn *conn, struct shm_put *put)
 {
-        struct shm_desc desc = { .kind = SHM_DIRECT, .part_len = put->len };
+        struct shm_desc desc = { .kind = SHM_DIRECT, .part_len = put->post.len };
         int r = 2;
 
         if (conn->put_tail - conn->peer_put_head == SHM_DESCS)
                 return 1;
-        if (put->src && put->src->share_fd >= 0 && put->emitted == 0)
-                r = ae_shm_show(conn, put->src);
+        if (put->post.src && put->post.src->share_fd >= 0 && put->emitted == 0)
+                r = ae_shm_show(conn, put->post.src);
         if (r == 2)
                 return emit_staged(conn, put);
         if (r != 0)
                 return r;
-        desc.mem_id = put->src->id;
+        desc.mem_id = put->post.src->id;
         desc.src_off = put->src_off;
         fill_slot(conn, put, &desc);
         return 0;
@@ -213,7 +181,7 @@ static int emit_all(struct shm_conn *conn)
                 struct shm_put *put = &conn->puts[conn->puts_emitted % SHM_PUTS];
 
                 r = emit(conn, put);
-                if (r == 0 && put->emitted == put->len)
+                if (r == 0 && put->emitted == put->post.len)
                         conn->puts_emitted++;
         }
         if (r < 0)
@@ -231,31 +199,18 @@ int ae_shm_put(struct ae_net_conn *base, const struct ae_net_key *key, uint64_t 
                uint64_t cookie)
 {
         struct shm_conn *conn = shm_conn_of(base);
-        struct shm_net *net = shm_net_of(conn);
+        struct shm_put *put = &conn->puts[conn->puts_end % SHM_PUTS];
+        int r;
 
-        if (conn->state != SHM_UP)
-                return ae_fail(AE_ELOST, "cannot put to node %u: it is not connected", base->node);
-        if (!can_put(conn, len)) {
-                conn->want_put = true;
-                conn->want_put_len = len;
-                return AE_EAGAIN;
-        }
-        if (ae_evq_reserve(&net->events, 1) < 0)
-                return AE_ENOMEM;
-        conn->puts[conn->puts_end++ % SHM_PUTS] = (struct shm_put){
-                .cookie = cookie,
-                .key = *key,
-                .src = len ? src : NULL,
-                .src_off = src_off,
-                .off = off,
-                .len = len,
-                .note = note,
-        };
-        if (len)
-                src->n_puts++;
-        conn->in_flight += len;
-        net->stats.puts_sent++;
-        net->stats.put_bytes_sent += len;
+        r = ae_conn_take_put(&conn->common, src, len, cookie, has_place(conn) ? &put->post : NULL);
+        if (r < 0)
+                return r;
+        put->key = *key;
+        put->src_off = src_off;
+        put->off = off;
+        put->note = note;
+        put->emitted = 0;
+        conn->puts_end++;
         if (emit_all(conn) == 0) /* a broken connection has queued the PUT_DONE */
                 ae_shm_ring_bell(conn);
         return 0;
@@ -272,6 +227,7 @@ int ae_shm_progress_send(struct shm_conn *conn)
                 r = ae_shm_hide_flush(conn);
         if (r < 0)
                 return r;
-        tell_writable(conn);
+        ae_conn_tell_writable(&conn->common, can_msg(conn, conn->common.want_msg_len),
+                              has_place(conn));
         return 0;
 }

@@ -102,94 +102,27 @@ static int listen_on(struct shm_net *net, const char *address)
         if (r < 0)
                 return ae_fail_sys(errno, "cannot listen on %s", address);
         /* From here on the file is ours to remove. */
-        snprintf(net->address, sizeof(net->address), "%s", address);
+        snprintf(net->end.address, sizeof(net->end.address), "%s", address);
         if (address[0] != '@' && chmod(address, 0600) < 0)
                 return ae_fail_sys(errno, "cannot make %s private", address);
         if (listen(fd, 512) < 0)
                 return ae_fail_sys(errno, "cannot listen on %s", address);
-        return ae_door_open(&net->door, ae_steal_fd(&fd));
+        return ae_door_open(&net->end.door, ae_steal_fd(&fd));
 }
 
 static int greet(struct ae_door *door, struct ae_guest *guest, const struct ae_hello *hello)
 {
-        return ae_shm_conn_accept(ae_container_of(door, struct shm_net, door), guest, hello);
-}
-
-static void reap(struct shm_net *net)
-{
-        struct ae_list *entry;
-
-        while ((entry = ae_list_pop(&net->dead)))
-                ae_shm_conn_free(ae_list_entry(entry, struct shm_conn, link));
-        ae_door_reap(&net->door);
+        return ae_shm_conn_accept(ae_container_of(door, struct shm_net, end.door), guest, hello);
 }
 
 static void shm_close(struct ae_net *base)
 {
-        struct shm_net *net = ae_container_of(base, struct shm_net, base);
+        struct shm_net *net = ae_container_of(base, struct shm_net, end.base);
 
-        while (!ae_list_empty(&net->conns))
-                ae_shm_conn_close(&ae_list_entry(net->conns.next, struct shm_conn, link)->base);
-        reap(net);
-        ae_door_close(&net->door);
-        if (net->address[0] && net->address[0] != '@')
-                (void)unlink(net->address); /* a path that is gone already is fine */
-        ae_net_mem_free_all(&net->mems);
-        ae_wait_close(&net->wait);
-        ae_evq_deinit(&net->events);
+        ae_end_deinit(&net->end);
+        if (net->end.address[0] && net->end.address[0] != '@')
+                (void)unlink(net->end.address); /* a path that is gone already is fine */
         free(net);
-}
-
-static int shm_open_net(const struct ae_net_options *options, struct ae_net **ret_net)
-{
-        struct shm_net *net = calloc(1, sizeof(*net));
-        int r;
-
-        if (!net)
-                return ae_fail(AE_ENOMEM, "cannot open a shm endpoint: out of memory");
-        net->base.ops = &ae_net_shm;
-        net->options = *options;
-        net->options.listen = NULL; /* borrowed for this call only */
-        if (!net->options.max_in_flight)
-                net->options.max_in_flight = AE_NET_IN_FLIGHT_DEFAULT;
-        net->door = (struct ae_door){
-                .wait = &net->wait,
-                .events = &net->events,
-                .stats = &net->stats,
-                .self = options->self,
-                .kind_a = AE_HELLO_SHM,
-                .kind_b = AE_HELLO_SHM,
-                .admit = ae_shm_socket_check,
-                .greet = greet,
-        };
-        ae_door_init(&net->door);
-        ae_list_init(&net->conns);
-        ae_list_init(&net->dead);
-        ae_list_init(&net->mems);
-        r = ae_wait_open(&net->wait, options);
-        if (r < 0) {
-                free(net);
-                return r;
-        }
-        r = ae_evq_init(&net->events);
-        if (r == 0 && options->listen)
-                r = listen_on(net, options->listen);
-        if (r < 0)
-                shm_close(&net->base);
-        else
-                *ret_net = &net->base;
-        return r;
-}
-
-static int shm_address(struct ae_net *base, char ret_address[AE_NET_ADDR_MAX])
-{
-        struct shm_net *net = ae_container_of(base, struct shm_net, base);
-
-        if (net->door.listener.fd < 0)
-                return ae_fail(AE_ESTATE, "the shm endpoint of node %u is not listening",
-                               net->options.self.node);
-        memcpy(ret_address, net->address, AE_NET_ADDR_MAX);
-        return 0;
 }
 
 /* --- memory --- */
@@ -218,7 +151,7 @@ static int share(int fd, uint64_t fd_off, uint64_t len, int *ret_fd)
 static int shm_map(struct ae_net *base, void *address, uint64_t len, int fd, uint64_t fd_off,
                    struct ae_net_mem **ret_mem)
 {
-        struct shm_net *net = ae_container_of(base, struct shm_net, base);
+        struct shm_net *net = ae_container_of(base, struct shm_net, end.base);
         AE_CLEANUP(ae_cleanup_close) int shared = -1;
         struct ae_net_mem *mem;
         int r;
@@ -228,7 +161,7 @@ static int shm_map(struct ae_net *base, void *address, uint64_t len, int fd, uin
                 if (r < 0)
                         return r;
         }
-        r = ae_net_mem_new(base, &net->mems, address, len, fd, fd_off, &mem);
+        r = ae_net_mem_new(base, &net->end.mems, address, len, fd, fd_off, &mem);
         if (r < 0)
                 return r;
         mem->share_fd = ae_steal_fd(&shared);
@@ -239,23 +172,12 @@ static int shm_map(struct ae_net *base, void *address, uint64_t len, int fd, uin
 
 static void shm_unmap(struct ae_net_mem *mem)
 {
-        struct shm_net *net = ae_container_of(mem->net, struct shm_net, base);
+        struct shm_net *net = ae_container_of(mem->net, struct shm_net, end.base);
         struct shm_conn *conn;
 
-        ae_list_for_each(conn, &net->conns, link)
+        ae_list_for_each(conn, &net->end.conns, common.link)
                 ae_shm_hide(conn, mem);
         ae_net_mem_free(mem);
-}
-
-static int shm_grant(struct ae_net_conn *base, struct ae_net_mem *mem, uint64_t off, uint64_t len,
-                     struct ae_net_key *ret_key)
-{
-        struct shm_conn *conn = shm_conn_of(base);
-
-        if (conn->state != SHM_UP)
-                return ae_fail(AE_ELOST, "cannot grant memory to node %u: it is not connected",
-                               base->node);
-        return ae_net_grants_add(&conn->grants, mem, off, len, ret_key);
 }
 
 /* --- poll and arm --- */
@@ -264,19 +186,20 @@ static void set_asleep(struct shm_net *net, uint32_t asleep)
 {
         struct shm_conn *conn;
 
-        ae_list_for_each(conn, &net->conns, link)
-                if (conn->state == SHM_UP) /* pairs with ae_shm_ring_bell() */
+        ae_list_for_each(conn, &net->end.conns, common.link)
+                if (conn->common.state == AE_CONN_UP) /* pairs with ae_shm_ring_bell() */
                         atomic_store_explicit(&conn->mine->head.asleep, asleep,
                                               memory_order_seq_cst);
         net->asleep = asleep;
 }
 
-static void progress(struct shm_net *net)
+static void turn(struct ae_end *end)
 {
         struct shm_conn *conn;
 
-        ae_list_for_each_safe(conn, &net->conns, link) {
-                if (conn->state != SHM_UP)
+        ae_wait_round(&end->wait);
+        ae_list_for_each_safe(conn, &end->conns, common.link) {
+                if (conn->common.state != AE_CONN_UP)
                         continue;
                 if (ae_shm_progress_send(conn) < 0 || ae_shm_progress_receive(conn) < 0)
                         continue; /* broken: DOWN is queued */
@@ -286,60 +209,76 @@ static void progress(struct shm_net *net)
 
 static int shm_poll(struct ae_net *base, struct ae_net_event *events, int n_max)
 {
-        struct shm_net *net = ae_container_of(base, struct shm_net, base);
-        int n;
+        struct shm_net *net = ae_container_of(base, struct shm_net, end.base);
 
         if (net->asleep)
                 set_asleep(net, 0);
-        if (ae_evq_empty(&net->events)) {
-                reap(net);
-                ae_wait_round(&net->wait);
-                progress(net);
-        }
-        n = ae_evq_pop(&net->events, events, n_max);
-        for (int i = 0; i < n; i++)
-                if (events[i].kind == AE_NET_EV_WRITABLE)
-                        shm_conn_of(events[i].conn)->writable_queued = false;
-        return n;
+        return ae_end_poll(base, events, n_max);
 }
 
 static int shm_arm(struct ae_net *base)
 {
-        struct shm_net *net = ae_container_of(base, struct shm_net, base);
+        struct shm_net *net = ae_container_of(base, struct shm_net, end.base);
         struct shm_conn *conn;
 
-        if (!ae_evq_empty(&net->events) || ae_wait_arm(&net->wait) != 0)
+        if (ae_end_arm(base) != 0)
                 return 1;
         set_asleep(net, 1);
-        ae_list_for_each(conn, &net->conns, link) {
-                if (conn->state != SHM_UP || !ae_shm_pending(conn))
+        ae_list_for_each(conn, &net->end.conns, common.link) {
+                if (conn->common.state != AE_CONN_UP || !ae_shm_pending(conn))
                         continue;
                 set_asleep(net, 0);
-                net->wait.armed = false;
+                net->end.wait.armed = false;
                 return 1;
         }
         return 0;
 }
 
-static void shm_stats(const struct ae_net *base, struct ae_net_stats *ret_stats)
+/* --- the row --- */
+
+static const struct ae_end_ops end_ops = {
+        .net = &ae_net_shm,
+        .hello_a = AE_HELLO_SHM,
+        .hello_b = AE_HELLO_SHM,
+        .admit = ae_shm_socket_check,
+        .greet = greet,
+        .round = turn,
+        .shut = ae_shm_conn_shut,
+        .revoked = ae_shm_revoked,
+        .free = ae_shm_conn_free,
+};
+
+static int shm_open_net(const struct ae_net_options *options, struct ae_net **ret_net)
 {
-        *ret_stats = ae_container_of(base, const struct shm_net, base)->stats;
+        struct shm_net *net = calloc(1, sizeof(*net));
+        int r;
+
+        if (!net)
+                return ae_fail(AE_ENOMEM, "cannot open a shm endpoint: out of memory");
+        r = ae_end_init(&net->end, &end_ops, options);
+        if (r == 0 && options->listen)
+                r = listen_on(net, options->listen);
+        if (r < 0)
+                shm_close(&net->end.base);
+        else
+                *ret_net = &net->end.base;
+        return r;
 }
 
 const struct ae_net_ops ae_net_shm = {
         .name = "shm",
         .open = shm_open_net,
         .close = shm_close,
-        .address = shm_address,
+        .address = ae_end_address,
         .connect = ae_shm_connect,
-        .conn_close = ae_shm_conn_close,
+        .conn_close = ae_conn_close,
         .map = shm_map,
         .unmap = shm_unmap,
-        .grant = shm_grant,
-        .revoke = ae_shm_revoke,
+        .grant = ae_conn_grant,
+        .revoke = ae_conn_revoke,
         .msg = ae_shm_msg,
         .put = ae_shm_put,
         .poll = shm_poll,
         .arm = shm_arm,
-        .stats = shm_stats,
+        .stats = ae_end_stats,
 };

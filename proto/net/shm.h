@@ -5,8 +5,7 @@
 #include <assert.h>
 #include <stdatomic.h>
 
-#include "proto/net/door.h"
-#include "proto/net/priv.h"
+#include "proto/net/conn.h"
 
 #define SHM_PUTS 512                 /* accepted, unfinished puts of one connection */
 #define SHM_DESCS 1024               /* slots of the put ring */
@@ -14,15 +13,6 @@
 #define SHM_STAGE ((uint64_t)8 << 20)
 #define SHM_RX_CAP ((uint32_t)AE_NET_MSG_MAX + (1u << 16))
 #define SHM_MEMS_MAX 4096 /* ranges that one peer may show us */
-#define SHM_TEXT_MAX 320
-
-enum shm_state {
-        SHM_GREETING,  /* connector: hello sent, the acceptor's awaited */
-        SHM_ATTACHING, /* acceptor: hello and region sent, the connector's region awaited */
-        SHM_UP,
-        SHM_DOWN,   /* broken; DOWN or REFUSED is queued or handed out */
-        SHM_CLOSED, /* waits for its last events to be handed out */
-};
 
 /* Each counter on a line of its own; written by the region's owner alone, only ever growing. */
 struct shm_head {
@@ -91,10 +81,9 @@ struct shm_shown {
 };
 
 struct shm_put {
-        uint64_t cookie;
+        struct ae_post post;
         struct ae_net_key key;
-        struct ae_net_mem *src; /* borrowed; NULL for a put of 0 bytes */
-        uint64_t src_off, off, len, note;
+        uint64_t src_off, off, note;
         uint64_t emitted; /* bytes in slots so far */
 };
 
@@ -120,12 +109,7 @@ struct shm_arrival {
 };
 
 struct shm_conn {
-        struct ae_net_conn base;
-        struct ae_list link; /* in net->conns or net->dead */
-        enum shm_state state;
-        bool accepted;
-        struct ae_net_hello peer;
-        struct ae_deadline deadline;
+        struct ae_conn common;
         struct ae_source sock;
         struct ae_source bell; /* the peer rings it */
         int peer_bell;         /* owned; -1: none yet */
@@ -141,7 +125,6 @@ struct shm_conn {
         uint64_t puts_done, puts_emitted, puts_end;
         struct shm_sent *sent; /* owned; SHM_DESCS */
         uint64_t stage_head, stage_tail;
-        uint64_t in_flight;
 
         struct shm_shown *shown; /* owned */
         uint32_t n_shown, shown_cap, n_hide;
@@ -154,48 +137,30 @@ struct shm_conn {
         bool hung_up;           /* the peer has gone; up to hung_up_tail its messages count */
         uint64_t hung_up_tail;
         bool ring; /* the peer has something to see */
-        struct ae_net_grants grants;
-        bool want_msg, want_put; /* AE_EAGAIN was returned for one of this size */
-        uint64_t want_msg_len, want_put_len;
-        bool writable_queued;
-        char address[AE_NET_ADDR_MAX];
-        char text[SHM_TEXT_MAX];
 };
 
 struct shm_net {
-        struct ae_net base;
-        struct ae_net_options options;
-        struct ae_wait wait;
-        struct ae_evq events;
-        struct ae_net_stats stats;
-        struct ae_door door;
-        struct ae_list conns;
-        struct ae_list dead; /* connections, freed when their events are handed out */
-        struct ae_list mems;
+        struct ae_end end;
         uint32_t next_mem_id;
         bool asleep; /* the flags of the regions are set */
-        char address[AE_NET_ADDR_MAX];
 };
 
 static inline struct shm_net *shm_net_of(const struct shm_conn *conn)
 {
-        return ae_container_of(conn->base.net, struct shm_net, base);
+        return ae_container_of(ae_conn_end(&conn->common), struct shm_net, end);
 }
 
 static inline struct shm_conn *shm_conn_of(struct ae_net_conn *conn)
 {
-        return ae_container_of(conn, struct shm_conn, base);
+        return ae_container_of(conn, struct shm_conn, common.base);
 }
 
 /* shm-conn.c */
 int ae_shm_connect(struct ae_net *net, const char *address, uint32_t node,
                    struct ae_net_conn **ret_conn);
 int ae_shm_conn_accept(struct shm_net *net, struct ae_guest *guest, const struct ae_hello *hello);
-void ae_shm_conn_close(struct ae_net_conn *base);
-void ae_shm_conn_free(struct shm_conn *conn);
-/* Once; the caller must not go on with the connection. */
-void ae_shm_break(struct shm_conn *conn, int status, const char *format, ...)
-        __attribute__((format(printf, 3, 4)));
+void ae_shm_conn_shut(struct ae_conn *common);
+void ae_shm_conn_free(struct ae_conn *common);
 /* Checks that the other end of a fresh socket belongs to our user. */
 int ae_shm_socket_check(int fd);
 
@@ -229,4 +194,4 @@ void ae_shm_fail_puts(struct shm_conn *conn);
 void ae_shm_ring_bell(struct shm_conn *conn);
 /* Whether the peer's counters say that there is something to do. */
 bool ae_shm_pending(const struct shm_conn *conn);
-int ae_shm_revoke(struct ae_net_conn *base, const struct ae_net_key *key);
+void ae_shm_revoked(struct ae_conn *common, uint64_t tag);

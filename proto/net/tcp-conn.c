@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The life of a tcp connection: dialling, hello, joining of the data streams, up, down. The legal
- * moves between its states are one table. Owner thread.
+ * The life of a tcp connection: dialling, hello, joining of the data streams; conn.h has the rest.
+ * Owner thread.
  */
 #include <assert.h>
 #include <errno.h>
@@ -17,29 +17,10 @@
 #include "proto/net/tcp-addr.h"
 #include "proto/net/tcp.h"
 
-#define BIT(state) (1u << (state))
-#define EVENTS_PER_CONN 3 /* UP, DOWN or REFUSED, and one WRITABLE */
-
-static const uint32_t legal_moves[] = {
-        [TCP_DIALING] = BIT(TCP_GREETING) | BIT(TCP_DOWN) | BIT(TCP_CLOSED),
-        [TCP_GREETING] = BIT(TCP_JOINING) | BIT(TCP_DOWN) | BIT(TCP_CLOSED),
-        [TCP_JOINING] = BIT(TCP_UP) | BIT(TCP_DOWN) | BIT(TCP_CLOSED),
-        [TCP_UP] = BIT(TCP_DOWN) | BIT(TCP_CLOSED),
-        [TCP_DOWN] = BIT(TCP_CLOSED),
-        [TCP_CLOSED] = 0,
-};
-
-static void tcp_move(struct tcp_conn *conn, enum tcp_state to)
-{
-        assert(legal_moves[conn->state] & BIT(to));
-        conn->state = to;
-}
-
 /* --- making and unmaking --- */
 
 static void on_ctl(struct ae_source *source);
 static void on_stream(struct ae_source *source);
-static void on_late(struct ae_deadline *deadline);
 
 static int alloc_puts(struct tcp_conn *conn)
 {
@@ -68,43 +49,35 @@ static int alloc_buffers(struct tcp_conn *conn)
         return 0;
 }
 
-void ae_tcp_conn_free(struct tcp_conn *conn)
+void ae_tcp_conn_free(struct ae_conn *common)
 {
+        struct tcp_conn *conn = ae_container_of(common, struct tcp_conn, common);
+
         for (uint32_t i = 0; i < conn->n_streams; i++)
                 free(conn->data[i].buf);
         free(conn->ctl.tx);
         free(conn->ctl.rx);
         free(conn->puts);
         free(conn->parts);
-        ae_net_grants_deinit(&conn->grants);
-        ae_evq_release(&tcp_net_of(conn)->events, EVENTS_PER_CONN);
-        ae_list_unlink(&conn->link);
+        ae_conn_deinit(common);
         free(conn);
 }
 
 static int conn_new(struct tcp_net *net, uint32_t n_streams, struct tcp_conn **ret_conn)
 {
         struct tcp_conn *conn;
-        uint64_t id;
         int r;
 
         assert(n_streams >= 1 && n_streams <= AE_NET_STREAMS_MAX);
-        r = ae_net_random(&id);
-        if (r == 0)
-                r = ae_evq_reserve(&net->events, EVENTS_PER_CONN);
-        if (r < 0)
-                return r;
         conn = calloc(1, sizeof(*conn));
-        if (!conn) {
-                ae_evq_release(&net->events, EVENTS_PER_CONN);
+        if (!conn)
                 return ae_fail(AE_ENOMEM, "cannot make a connection: out of memory");
+        r = ae_conn_init(&conn->common, &net->end);
+        if (r < 0) {
+                free(conn);
+                return r;
         }
-        conn->base.net = &net->base;
-        conn->state = TCP_DIALING;
         conn->n_streams = (uint8_t)n_streams;
-        conn->deadline.fire = on_late;
-        ae_list_init(&conn->deadline.link);
-        ae_net_grants_init(&conn->grants, id);
         ae_source_init(&conn->ctl.source, on_ctl);
         for (uint32_t i = 0; i < AE_NET_STREAMS_MAX; i++) {
                 ae_source_init(&conn->data[i].source, on_stream);
@@ -112,80 +85,23 @@ static int conn_new(struct tcp_net *net, uint32_t n_streams, struct tcp_conn **r
                 conn->data[i].index = (uint8_t)i;
                 conn->data[i].ask = TCP_BUF_CAP;
         }
-        ae_list_push(&net->conns, &conn->link);
         if (alloc_buffers(conn) < 0) {
-                ae_tcp_conn_free(conn);
+                ae_tcp_conn_free(&conn->common);
                 return ae_fail(AE_ENOMEM, "cannot make a connection: no memory for its buffers");
         }
-        ae_wait_deadline(&net->wait, &conn->deadline);
         *ret_conn = conn;
         return 0;
 }
 
-/* Lets go of everything but the memory; the PUT_DONEs are queued. */
-static void shut(struct tcp_conn *conn)
+void ae_tcp_conn_shut(struct ae_conn *common)
 {
-        struct tcp_net *net = tcp_net_of(conn);
+        struct tcp_conn *conn = ae_container_of(common, struct tcp_conn, common);
+        struct ae_wait *wait = &ae_conn_end(common)->wait;
 
-        ae_list_unlink(&conn->deadline.link);
-        ae_wait_remove(&net->wait, &conn->ctl.source);
+        ae_wait_remove(wait, &conn->ctl.source);
         for (uint32_t i = 0; i < conn->n_streams; i++)
-                ae_wait_remove(&net->wait, &conn->data[i].source);
+                ae_wait_remove(wait, &conn->data[i].source);
         ae_tcp_fail_puts(conn);
-        ae_net_grants_drop_all(&conn->grants);
-        ae_door_retry(&net->door);
-}
-
-void ae_tcp_break(struct tcp_conn *conn, int status, const char *format, ...)
-{
-        struct tcp_net *net = tcp_net_of(conn);
-        struct ae_net_event event = { .kind = AE_NET_EV_DOWN, .status = status,
-                                      .conn = &conn->base, .text = conn->text };
-        bool refused = conn->accepted && conn->state != TCP_UP;
-        va_list args;
-        int n;
-
-        if (conn->state >= TCP_DOWN)
-                return;
-        n = snprintf(conn->text, sizeof(conn->text), "connection %s node %u%s%s%s: ",
-                     conn->accepted ? "from" : "to", conn->base.node,
-                     conn->accepted ? "" : " at ", conn->address,
-                     conn->state == TCP_UP ? " broke" : " failed");
-        va_start(args, format);
-        vsnprintf(conn->text + n, sizeof(conn->text) - (size_t)n, format, args);
-        va_end(args);
-        shut(conn);
-        tcp_move(conn, TCP_DOWN);
-        if (refused) {
-                event.kind = AE_NET_EV_REFUSED;
-                event.conn = NULL;
-                net->stats.refused++;
-                tcp_move(conn, TCP_CLOSED); /* the caller never saw it */
-                ae_list_unlink(&conn->link);
-                ae_list_push(&net->dead, &conn->link);
-        }
-        ae_evq_push(&net->events, &event, 0);
-}
-
-void ae_tcp_conn_close(struct ae_net_conn *base)
-{
-        struct tcp_conn *conn = tcp_conn_of(base);
-        struct tcp_net *net = tcp_net_of(conn);
-
-        assert(conn->state != TCP_CLOSED);
-        ae_evq_drop_conn(&net->events, base);
-        if (conn->state != TCP_DOWN)
-                shut(conn);
-        tcp_move(conn, TCP_CLOSED);
-        ae_list_unlink(&conn->link);
-        ae_list_push(&net->dead, &conn->link);
-}
-
-static void on_late(struct ae_deadline *deadline)
-{
-        struct tcp_conn *conn = ae_container_of(deadline, struct tcp_conn, deadline);
-
-        ae_tcp_break(conn, AE_ETIMEDOUT, "the handshake was not done within its deadline");
 }
 
 /* --- the connector's side --- */
@@ -198,18 +114,18 @@ static int dial(struct tcp_conn *conn, struct ae_source *source)
         socklen_t len;
         int r;
 
-        r = ae_tcp_addr_parse(conn->address, &addr, &len);
+        r = ae_tcp_addr_parse(conn->common.address, &addr, &len);
         if (r < 0)
                 return r;
         fd = socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
         if (fd < 0)
-                return ae_fail_sys(errno, "cannot make a socket to reach %s", conn->address);
+                return ae_fail_sys(errno, "cannot make a socket to reach %s", conn->common.address);
         r = ae_tcp_socket_setup(fd);
         if (r < 0)
                 return r;
         if (connect(fd, (struct sockaddr *)&addr, len) < 0 && errno != EINPROGRESS)
                 return ae_fail(AE_ELOST, "%s", strerror(errno));
-        return ae_wait_add(&tcp_net_of(conn)->wait, source, ae_steal_fd(&fd));
+        return ae_wait_add(&tcp_net_of(conn)->end.wait, source, ae_steal_fd(&fd));
 }
 
 /* 1 while connecting, 0 when connected, negative when the connection broke. */
@@ -224,7 +140,7 @@ static int dial_done(struct tcp_conn *conn, struct ae_source *source)
                 err = errno;
         if (err == 0)
                 return 0;
-        ae_tcp_break(conn, AE_ELOST, "%s", strerror(err));
+        ae_conn_break(&conn->common, AE_ELOST, "%s", strerror(err));
         return AE_ELOST;
 }
 
@@ -233,14 +149,14 @@ static int say_hello(struct tcp_conn *conn, struct ae_source *source, struct ae_
         uint8_t frame[AE_HELLO_SIZE];
         ssize_t n;
 
-        hello->who = tcp_net_of(conn)->options.self;
+        hello->who = tcp_net_of(conn)->end.options.self;
         hello->n_streams = conn->n_streams;
         ae_hello_encode(hello, frame);
         n = send(source->fd, frame, sizeof(frame), MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n == (ssize_t)sizeof(frame))
                 return 0;
         /* A fresh socket has room for 64 bytes: anything short is a failure. */
-        ae_tcp_break(conn, AE_ELOST, "cannot say hello: %s",
+        ae_conn_break(&conn->common, AE_ELOST, "cannot say hello: %s",
                      n < 0 ? strerror(errno) : "short write");
         return AE_ELOST;
 }
@@ -248,7 +164,7 @@ static int say_hello(struct tcp_conn *conn, struct ae_source *source, struct ae_
 int ae_tcp_connect(struct ae_net *base, const char *address, uint32_t node,
                    struct ae_net_conn **ret_conn)
 {
-        struct tcp_net *net = ae_container_of(base, struct tcp_net, base);
+        struct tcp_net *net = ae_container_of(base, struct tcp_net, end.base);
         struct sockaddr_storage addr;
         struct tcp_conn *conn;
         socklen_t len;
@@ -257,15 +173,14 @@ int ae_tcp_connect(struct ae_net *base, const char *address, uint32_t node,
         r = ae_tcp_addr_parse(address, &addr, &len);
         if (r < 0)
                 return r;
-        r = conn_new(net, net->options.streams, &conn);
+        r = conn_new(net, net->end.options.streams, &conn);
         if (r < 0)
                 return r;
-        conn->base.node = node;
-        snprintf(conn->address, sizeof(conn->address), "%s", address);
+        ae_conn_set_dialled(&conn->common, node, address);
         r = dial(conn, &conn->ctl.source);
         if (r < 0)
-                ae_tcp_break(conn, r, "%s", ae_error_text());
-        *ret_conn = &conn->base;
+                ae_conn_break(&conn->common, r, "%s", ae_error_text());
+        *ret_conn = &conn->common.base;
         return 0;
 }
 
@@ -281,25 +196,21 @@ static int read_hello(struct tcp_conn *conn, struct ae_hello *ret_hello)
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
                 return 1;
         if (n <= 0) {
-                ae_tcp_break(conn, AE_ELOST, "%s", n < 0 ? strerror(errno)
+                ae_conn_break(&conn->common, AE_ELOST, "%s", n < 0 ? strerror(errno)
                                                       : "it hung up during the handshake");
                 return AE_ELOST;
         }
         ctl->rx_tail += (uint32_t)n;
         if (ctl->rx_tail < AE_HELLO_SIZE) {
-                ae_wait_again(&tcp_net_of(conn)->wait, &ctl->source);
+                ae_wait_again(&tcp_net_of(conn)->end.wait, &ctl->source);
                 return 1;
         }
         ctl->rx_tail = 0;
-        r = ae_hello_decode((const uint8_t *)ctl->rx, AE_HELLO_TCP, AE_HELLO_TCP, ret_hello);
-        if (r == 0)
-                r = ae_hello_compare(&tcp_net_of(conn)->options.self, &ret_hello->who);
-        if (r == 0)
-                r = ae_hello_expect(conn->base.node, &ret_hello->who);
+        r = ae_conn_take_hello(&conn->common, (const uint8_t *)ctl->rx, AE_HELLO_TCP, ret_hello);
         if (r == 0 && ret_hello->token == 0)
                 r = ae_fail(AE_EPROTO, "it refused without a reason");
         if (r < 0)
-                ae_tcp_break(conn, r, "%s", ae_error_text());
+                ae_conn_break(&conn->common, r, "%s", ae_error_text());
         return r;
 }
 
@@ -307,13 +218,12 @@ static void greeted(struct tcp_conn *conn, const struct ae_hello *hello)
 {
         int r;
 
-        conn->peer = hello->who;
         conn->token = hello->token;
-        tcp_move(conn, TCP_JOINING);
+        ae_conn_move(&conn->common, AE_CONN_JOINING);
         for (uint32_t i = 0; i < conn->n_streams; i++) {
                 r = dial(conn, &conn->data[i].source);
                 if (r < 0) {
-                        ae_tcp_break(conn, r, "%s", ae_error_text());
+                        ae_conn_break(&conn->common, r, "%s", ae_error_text());
                         return;
                 }
         }
@@ -325,7 +235,7 @@ static void join_stream(struct tcp_stream *stream)
         struct ae_hello hello = { .kind = AE_HELLO_STREAM, .stream = stream->index,
                                   .token = conn->token };
 
-        if (conn->accepted || stream->greeted || dial_done(conn, &stream->source) != 0)
+        if (conn->common.accepted || stream->greeted || dial_done(conn, &stream->source) != 0)
                 return;
         if (say_hello(conn, &stream->source, &hello) == 0)
                 stream->greeted = true;
@@ -338,8 +248,8 @@ static uint32_t count_joining(const struct tcp_net *net)
         const struct tcp_conn *conn;
         uint32_t n = 0;
 
-        ae_list_for_each(conn, &net->conns, link)
-                n += conn->accepted && conn->state == TCP_JOINING;
+        ae_list_for_each(conn, &net->end.conns, common.link)
+                n += conn->common.accepted && conn->common.state == AE_CONN_JOINING;
         return n;
 }
 
@@ -359,16 +269,11 @@ int ae_tcp_conn_accept(struct tcp_net *net, struct ae_guest *guest, const struct
                 return r;
         r = ae_net_random(&conn->token);
         if (r < 0) {
-                ae_list_unlink(&conn->deadline.link);
-                ae_tcp_conn_free(conn);
+                ae_tcp_conn_free(&conn->common);
                 return r;
         }
-        conn->accepted = true;
-        conn->base.node = hello->who.node;
-        conn->peer = hello->who;
-        tcp_move(conn, TCP_GREETING);
-        tcp_move(conn, TCP_JOINING);
-        ae_wait_move(&net->wait, &guest->source, &conn->ctl.source);
+        ae_conn_set_accepted(&conn->common, &hello->who);
+        ae_wait_move(&net->end.wait, &guest->source, &conn->ctl.source);
         answer.token = conn->token;
         (void)say_hello(conn, &conn->ctl.source, &answer); /* a failure has broken the connection */
         return 0;
@@ -379,14 +284,15 @@ int ae_tcp_conn_join(struct tcp_net *net, struct ae_guest *guest, const struct a
         struct tcp_conn *conn, *found = NULL;
         uint32_t n_joined = 0;
 
-        ae_list_for_each(conn, &net->conns, link)
-                if (conn->accepted && conn->state == TCP_JOINING && conn->token == hello->token)
+        ae_list_for_each(conn, &net->end.conns, common.link)
+                if (conn->common.accepted && conn->common.state == AE_CONN_JOINING &&
+                    conn->token == hello->token)
                         found = conn;
         if (!found || hello->stream >= found->n_streams ||
             found->data[hello->stream].source.fd >= 0)
                 return ae_fail(AE_EPROTO, "data stream %u of node %u belongs to no connection",
                                hello->stream, hello->who.node);
-        ae_wait_move(&net->wait, &guest->source, &found->data[hello->stream].source);
+        ae_wait_move(&net->end.wait, &guest->source, &found->data[hello->stream].source);
         for (uint32_t i = 0; i < found->n_streams; i++)
                 n_joined += found->data[i].source.fd >= 0;
         if (n_joined == found->n_streams && ae_tcp_ctl_queue(found, TCP_FRAME_GO, NULL, 0) == 0)
@@ -398,21 +304,9 @@ int ae_tcp_conn_join(struct tcp_net *net, struct ae_guest *guest, const struct a
 
 void ae_tcp_go_up(struct tcp_conn *conn)
 {
-        struct tcp_net *net = tcp_net_of(conn);
-
-        tcp_move(conn, TCP_UP);
-        ae_list_unlink(&conn->deadline.link);
-        ae_evq_push(&net->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_UP, .conn = &conn->base,
-                                            .hello = conn->peer }, 0);
+        ae_conn_go_up(&conn->common);
         for (uint32_t i = 0; i < conn->n_streams; i++)
-                ae_wait_again(&net->wait, &conn->data[i].source);
-}
-
-static void fold_hangup(struct ae_source *source)
-{
-        if (source->ready & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-                source->ready |= EPOLLIN; /* a read says what happened */
+                ae_wait_again(&tcp_net_of(conn)->end.wait, &conn->data[i].source);
 }
 
 static void greet(struct tcp_conn *conn)
@@ -421,7 +315,7 @@ static void greet(struct tcp_conn *conn)
 
         if (dial_done(conn, &conn->ctl.source) != 0)
                 return;
-        tcp_move(conn, TCP_GREETING);
+        ae_conn_move(&conn->common, AE_CONN_GREETING);
         (void)say_hello(conn, &conn->ctl.source, &hello); /* a failure has broken the connection */
 }
 
@@ -430,10 +324,9 @@ static void on_ctl(struct ae_source *source)
         struct tcp_conn *conn = ae_container_of(source, struct tcp_conn, ctl.source);
         struct ae_hello hello;
 
-        fold_hangup(source);
-        if (conn->state == TCP_DIALING)
+        if (conn->common.state == AE_CONN_DIALING)
                 return greet(conn);
-        if (conn->state == TCP_GREETING) {
+        if (conn->common.state == AE_CONN_GREETING) {
                 if (read_hello(conn, &hello) == 0)
                         greeted(conn, &hello);
                 return;
@@ -446,9 +339,8 @@ static void on_stream(struct ae_source *source)
 {
         struct tcp_stream *stream = ae_container_of(source, struct tcp_stream, source);
 
-        if (stream->conn->state == TCP_JOINING)
+        if (stream->conn->common.state == AE_CONN_JOINING)
                 return join_stream(stream);
-        fold_hangup(source);
         if (ae_tcp_stream_send(stream) == 0)
                 (void)ae_tcp_stream_receive(stream); /* a failure has broken the connection */
 }

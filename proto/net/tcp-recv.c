@@ -23,7 +23,7 @@
 static int receive_failed(struct tcp_conn *conn, struct ae_source *source, ssize_t n)
 {
         if (n == 0) {
-                ae_tcp_break(conn, AE_ELOST, "the peer closed it");
+                ae_conn_break(&conn->common, AE_ELOST, "the peer closed it");
                 return AE_ELOST;
         }
         if (errno == EINTR)
@@ -32,7 +32,7 @@ static int receive_failed(struct tcp_conn *conn, struct ae_source *source, ssize
                 source->ready &= ~(uint32_t)EPOLLIN;
                 return 1;
         }
-        ae_tcp_break(conn, AE_ELOST, "%s", strerror(errno));
+        ae_conn_break(&conn->common, AE_ELOST, "%s", strerror(errno));
         return AE_ELOST;
 }
 
@@ -41,23 +41,17 @@ static int receive_failed(struct tcp_conn *conn, struct ae_source *source, ssize
 static int take_frame(struct tcp_conn *conn, const struct tcp_ctl_frame *head, const char *data,
                       uint32_t len)
 {
-        struct tcp_net *net = tcp_net_of(conn);
-
-        if (head->type == TCP_FRAME_GO && !conn->accepted && conn->state == TCP_JOINING &&
-            len == 0) {
+        if (head->type == TCP_FRAME_GO && !conn->common.accepted &&
+            conn->common.state == AE_CONN_JOINING && len == 0) {
                 ae_tcp_go_up(conn);
                 return 0;
         }
-        if (head->type != TCP_FRAME_MSG || conn->state != TCP_UP) {
-                ae_tcp_break(conn, AE_EPROTO, "a control frame of type %u came out of turn",
-                             head->type);
+        if (head->type != TCP_FRAME_MSG || conn->common.state != AE_CONN_UP) {
+                ae_conn_break(&conn->common, AE_EPROTO,
+                              "a control frame of type %u came out of turn", head->type);
                 return AE_EPROTO;
         }
-        net->stats.msgs_received++;
-        net->stats.msg_bytes_received += len;
-        ae_evq_push(&net->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_MSG, .conn = &conn->base,
-                                            .data = data, .len = len }, 0);
+        ae_conn_msg_arrived(&conn->common, data, len);
         return 0;
 }
 
@@ -74,15 +68,15 @@ static int take_frames(struct tcp_conn *conn)
                 memcpy(&head, ctl->rx + ctl->rx_head, sizeof(head));
                 len = le32toh(head.len);
                 if (len > AE_NET_MSG_MAX || head.zero[0] || head.zero[1] || head.zero[2]) {
-                        ae_tcp_break(conn, AE_EPROTO,
+                        ae_conn_break(&conn->common, AE_EPROTO,
                                      "a malformed control frame (type %u, %u bytes)", head.type,
                                      len);
                         return AE_EPROTO;
                 }
                 if (ctl->rx_tail - ctl->rx_head - sizeof(head) < len)
                         return 1;
-                if (!ae_evq_room(&net->events)) {
-                        ae_wait_again(&net->wait, &ctl->source);
+                if (!ae_evq_room(&net->end.events)) {
+                        ae_wait_again(&net->end.wait, &ctl->source);
                         return 1;
                 }
                 ctl->rx_head += sizeof(head);
@@ -114,8 +108,8 @@ int ae_tcp_ctl_receive(struct tcp_conn *conn)
                         return r;
                 if (!(ctl->source.ready & EPOLLIN))
                         return 0;
-                if (ctl->rx_tail == TCP_RX_CAP || !ae_evq_room(&net->events)) {
-                        ae_wait_again(&net->wait, &ctl->source);
+                if (ctl->rx_tail == TCP_RX_CAP || !ae_evq_room(&net->end.events)) {
+                        ae_wait_again(&net->end.wait, &ctl->source);
                         return 0;
                 }
                 n = recv(ctl->source.fd, ctl->rx + ctl->rx_tail, TCP_RX_CAP - ctl->rx_tail,
@@ -132,17 +126,6 @@ int ae_tcp_ctl_receive(struct tcp_conn *conn)
 
 /* --- put frames --- */
 
-static void notify(struct tcp_conn *conn, const struct tcp_arrival *in)
-{
-        struct tcp_net *net = tcp_net_of(conn);
-
-        net->stats.puts_received++;
-        ae_evq_push(&net->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_NOTIFY, .conn = &conn->base,
-                                            .mem = in->mem, .off = in->mem_off,
-                                            .len = in->len, .note = in->note }, in->tag);
-}
-
 /* Moves the window on and wakes streams that waited for it. */
 static void slide(struct tcp_conn *conn)
 {
@@ -157,7 +140,7 @@ static void slide(struct tcp_conn *conn)
                 if (!conn->data[i].paused)
                         continue;
                 conn->data[i].paused = false;
-                ae_wait_again(&tcp_net_of(conn)->wait, &conn->data[i].source);
+                ae_wait_again(&tcp_net_of(conn)->end.wait, &conn->data[i].source);
         }
 }
 
@@ -177,9 +160,10 @@ static void part_done(struct tcp_stream *stream)
                 whole = open->n_done == conn->n_streams;
         }
         if (whole && late)
-                tcp_net_of(conn)->stats.late_puts++;
+                tcp_net_of(conn)->end.stats.late_puts++;
         else if (whole)
-                notify(conn, in);
+                ae_conn_put_arrived(&conn->common, in->mem, in->mem_off, in->len, in->note,
+                                    in->tag);
         if (in->striped && whole)
                 slide(conn);
 }
@@ -193,7 +177,7 @@ static int open_striped(struct tcp_stream *stream, const struct tcp_put_frame *f
         struct tcp_put_frame same = *frame;
 
         if (seq != stream->next_seq) {
-                ae_tcp_break(conn, AE_EPROTO, "stream %u: put %llu came instead of %llu",
+                ae_conn_break(&conn->common, AE_EPROTO, "stream %u: put %llu came instead of %llu",
                              stream->index, (unsigned long long)seq,
                              (unsigned long long)stream->next_seq);
                 return AE_EPROTO;
@@ -207,7 +191,7 @@ static int open_striped(struct tcp_stream *stream, const struct tcp_put_frame *f
         }
         same.part = open->frame.part;
         if (memcmp(&same, &open->frame, sizeof(same)) != 0) {
-                ae_tcp_break(conn, AE_EPROTO, "stream %u: the parts of put %llu differ",
+                ae_conn_break(&conn->common, AE_EPROTO, "stream %u: the parts of put %llu differ",
                              stream->index, (unsigned long long)seq);
                 return AE_EPROTO;
         }
@@ -227,9 +211,11 @@ static int check_frame(struct tcp_stream *stream, const struct tcp_put_frame *fr
             (striped ? frame->n_parts == conn->n_streams && frame->part == stream->index
                      : frame->part == 0 && frame->seq == 0))
                 return 0;
-        ae_tcp_break(conn, AE_EPROTO, "stream %u: a malformed put frame (type %u, part %u of %u, "
-                     "%llu bytes)", stream->index, frame->type, frame->part, frame->n_parts,
-                     (unsigned long long)le64toh(frame->len));
+        ae_conn_break(&conn->common, AE_EPROTO,
+                      "stream %u: a malformed put frame (type %u, part %u of %u, "
+                      "%llu bytes)",
+                      stream->index, frame->type, frame->part, frame->n_parts,
+                      (unsigned long long)le64toh(frame->len));
         return AE_EPROTO;
 }
 
@@ -239,20 +225,15 @@ static int begin_part(struct tcp_stream *stream, const struct tcp_put_frame *fra
         struct tcp_conn *conn = stream->conn;
         uint64_t off = le64toh(frame->off), len = le64toh(frame->len), begin, tag = 0;
         struct ae_net_grant *grant = NULL;
-        struct ae_net_key key;
-        enum ae_net_lookup found;
         int r;
 
         r = check_frame(stream, frame);
         if (r < 0)
                 return r;
-        memcpy(&key, frame->key, sizeof(key));
-        found = ae_net_grants_find(&conn->grants, &key, &grant, &tag);
-        if (found == AE_NET_KEY_NEVER || (grant && !ae_range_ok(off, len, grant->len))) {
-                ae_tcp_break(conn, AE_EPROTO, "a put of %llu bytes at %llu %s",
-                             (unsigned long long)len, (unsigned long long)off,
-                             grant ? "is outside its grant" : "has a key that was never granted");
-                return AE_EPROTO;
+        r = ae_conn_find_target(&conn->common, frame->key, off, len, &grant, &tag);
+        if (r < 0) {
+                ae_conn_break(&conn->common, r, "%s", ae_error_text());
+                return r;
         }
         if (frame->n_parts > 1) {
                 r = open_striped(stream, frame, tag);
@@ -284,7 +265,7 @@ static int begin_part(struct tcp_stream *stream, const struct tcp_put_frame *fra
 static void arrived(struct tcp_stream *stream, uint64_t n)
 {
         struct tcp_arrival *in = &stream->in;
-        struct ae_net_stats *stats = &tcp_net_of(stream->conn)->stats;
+        struct ae_net_stats *stats = &tcp_net_of(stream->conn)->end.stats;
 
         assert(n <= in->left);
         in->left -= n;
@@ -377,17 +358,17 @@ int ae_tcp_stream_receive(struct tcp_stream *stream)
         size_t budget = RECEIVE_BUDGET;
         int r = 0;
 
-        while (budget && ae_evq_room(&net->events)) {
+        while (budget && ae_evq_room(&net->end.events)) {
                 ssize_t n;
 
                 if (stream->in.active && stream->in.left == 0)
                         part_done(stream);
                 do
-                        r = ae_evq_room(&net->events) ? consume(stream) : 1;
+                        r = ae_evq_room(&net->end.events) ? consume(stream) : 1;
                 while (r == 0);
                 if (r < 0)
                         return r;
-                if (!ae_evq_room(&net->events))
+                if (!ae_evq_room(&net->end.events))
                         break;
                 if (stream->paused || !(stream->source.ready & EPOLLIN))
                         return 0;
@@ -403,27 +384,17 @@ int ae_tcp_stream_receive(struct tcp_stream *stream)
                 if (r != 0)
                         return r < 0 ? r : 0;
         }
-        ae_wait_again(&net->wait, &stream->source);
+        ae_wait_again(&net->end.wait, &stream->source);
         return 0;
 }
 
 /* --- revoke --- */
 
-int ae_tcp_revoke(struct ae_net_conn *base, const struct ae_net_key *key)
+void ae_tcp_revoked(struct ae_conn *common, uint64_t tag)
 {
-        struct tcp_conn *conn = tcp_conn_of(base);
-        struct tcp_net *net = tcp_net_of(conn);
-        struct ae_net_grant *grant = NULL;
-        uint64_t tag = 0;
+        struct tcp_conn *conn = ae_container_of(common, struct tcp_conn, common);
 
-        if (ae_net_grants_find(&conn->grants, key, &grant, &tag) == AE_NET_KEY_NEVER)
-                return ae_fail(AE_ENOENT, "cannot revoke: node %u was never granted this key",
-                               base->node);
         for (uint32_t i = 0; i < conn->n_streams; i++)
                 if (conn->data[i].in.active && conn->data[i].in.tag == tag)
                         conn->data[i].in.late = true;
-        ae_evq_drop_grant(&net->events, base, tag, &net->stats);
-        if (grant)
-                ae_net_grants_drop(&conn->grants, grant);
-        return 0;
 }

@@ -25,26 +25,10 @@ static bool can_msg(const struct tcp_ctl *ctl, uint64_t len)
         return ctl->tx_tail - ctl->tx_head + sizeof(struct tcp_ctl_frame) + len <= TCP_TX_CAP;
 }
 
-static bool can_put(const struct tcp_conn *conn, uint64_t len)
-{
-        uint64_t max = tcp_net_of(conn)->options.max_in_flight;
-
-        return conn->free_put && (conn->in_flight == 0 || conn->in_flight + len <= max);
-}
-
-/* Tells the owner once when what was turned away would now be taken. */
 static void tell_writable(struct tcp_conn *conn)
 {
-        bool msg = conn->want_msg && can_msg(&conn->ctl, conn->want_msg_len);
-        bool put = conn->want_put && can_put(conn, conn->want_put_len);
-
-        if ((!msg && !put) || conn->writable_queued || conn->state != TCP_UP)
-                return;
-        conn->want_msg &= !msg;
-        conn->want_put &= !put;
-        conn->writable_queued = true;
-        ae_evq_push(&tcp_net_of(conn)->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_WRITABLE, .conn = &conn->base }, 0);
+        ae_conn_tell_writable(&conn->common, can_msg(&conn->ctl, conn->common.want_msg_len),
+                              conn->free_put != NULL);
 }
 
 /* n < 0 of a send: 1 when the socket is full, negative when the connection is broken. */
@@ -56,7 +40,7 @@ static int send_failed(struct tcp_conn *conn, struct ae_source *source)
                 source->ready &= ~(uint32_t)EPOLLOUT;
                 return 1;
         }
-        ae_tcp_break(conn, AE_ELOST, "%s", strerror(errno));
+        ae_conn_break(&conn->common, AE_ELOST, "%s", strerror(errno));
         return AE_ELOST;
 }
 
@@ -138,43 +122,29 @@ int ae_tcp_ctl_queue(struct tcp_conn *conn, enum tcp_frame_type type, const void
                 append(ctl, (const char *)data + n_data, len - n_data);
         /* A write cut short means a full socket: the next edge continues. */
         if (ctl->source.ready & EPOLLOUT)
-                ae_wait_again(&tcp_net_of(conn)->wait, &ctl->source);
+                ae_wait_again(&tcp_net_of(conn)->end.wait, &ctl->source);
         return 0;
 }
 
 int ae_tcp_msg(struct ae_net_conn *base, const void *data, size_t len)
 {
         struct tcp_conn *conn = tcp_conn_of(base);
-        struct tcp_net *net = tcp_net_of(conn);
+        int r;
 
-        if (conn->state != TCP_UP)
-                return ae_fail(AE_ELOST, "cannot send a message to node %u: it is not connected",
-                               base->node);
-        if (!can_msg(&conn->ctl, len)) {
-                conn->want_msg = true;
-                conn->want_msg_len = len;
-                return AE_EAGAIN;
-        }
-        net->stats.msgs_sent++;
-        net->stats.msg_bytes_sent += len;
-        (void)ae_tcp_ctl_queue(conn, TCP_FRAME_MSG, data, len); /* a broken connection says DOWN */
-        return 0;
+        r = ae_conn_take_msg(&conn->common, len, can_msg(&conn->ctl, len));
+        if (r == 0)
+                (void)ae_tcp_ctl_queue(conn, TCP_FRAME_MSG, data, len); /* broken: says DOWN */
+        return r;
 }
 
 /* --- puts --- */
 
 static void put_done(struct tcp_conn *conn, struct tcp_put *put, int status)
 {
-        assert(conn->in_flight >= put->len);
-        conn->in_flight -= put->len;
         put->n_parts_left = 0;
         put->next_free = conn->free_put;
         conn->free_put = put;
-        if (put->src)
-                put->src->n_puts--;
-        ae_evq_push(&tcp_net_of(conn)->events,
-                    &(struct ae_net_event){ .kind = AE_NET_EV_PUT_DONE, .status = status,
-                                            .conn = &conn->base, .cookie = put->cookie }, 0);
+        ae_conn_post_done(&conn->common, &put->post, status);
 }
 
 void ae_tcp_fail_puts(struct tcp_conn *conn)
@@ -184,7 +154,6 @@ void ae_tcp_fail_puts(struct tcp_conn *conn)
                         put_done(conn, &conn->puts[i], AE_ELOST);
         for (uint32_t i = 0; i < conn->n_streams; i++)
                 conn->data[i].first = conn->data[i].last = NULL;
-        assert(conn->in_flight == 0);
 }
 
 static void enqueue(struct tcp_stream *stream, struct tcp_part *part)
@@ -211,8 +180,8 @@ static struct tcp_stream *least_queued(struct tcp_conn *conn)
 static void fill_part(struct tcp_part *part, struct tcp_put *put, const struct tcp_put_frame *frame,
                       const char *data)
 {
-        uint64_t begin = ae_tcp_part_off(put->len, frame->n_parts, frame->part);
-        uint64_t end = ae_tcp_part_off(put->len, frame->n_parts, frame->part + 1u);
+        uint64_t begin = ae_tcp_part_off(put->post.len, frame->n_parts, frame->part);
+        uint64_t end = ae_tcp_part_off(put->post.len, frame->n_parts, frame->part + 1u);
 
         part->frame = *frame;
         part->head_left = sizeof(part->frame);
@@ -226,7 +195,7 @@ static void queue_put(struct tcp_conn *conn, struct tcp_put *put, struct tcp_put
 {
         struct tcp_part *parts = conn->parts + (size_t)(put - conn->puts) * conn->n_streams;
 
-        if (put->len < TCP_STRIPE_MIN || conn->n_streams == 1) {
+        if (put->post.len < TCP_STRIPE_MIN || conn->n_streams == 1) {
                 frame->n_parts = 1;
                 fill_part(&parts[0], put, frame, data);
                 put->n_parts_left = 1;
@@ -248,31 +217,17 @@ int ae_tcp_put(struct ae_net_conn *base, const struct ae_net_key *key, uint64_t 
                uint64_t cookie)
 {
         struct tcp_conn *conn = tcp_conn_of(base);
-        struct tcp_net *net = tcp_net_of(conn);
         struct tcp_put_frame frame = { .type = TCP_PUT_TYPE, .off = htole64(off),
                                        .len = htole64(len), .note = htole64(note) };
         struct tcp_put *put = conn->free_put;
+        int r;
 
-        if (conn->state != TCP_UP)
-                return ae_fail(AE_ELOST, "cannot put to node %u: it is not connected", base->node);
-        if (!can_put(conn, len)) {
-                conn->want_put = true;
-                conn->want_put_len = len;
-                return AE_EAGAIN;
-        }
-        if (ae_evq_reserve(&net->events, 1) < 0)
-                return AE_ENOMEM;
+        r = ae_conn_take_put(&conn->common, src, len, cookie, put ? &put->post : NULL);
+        if (r < 0)
+                return r;
         conn->free_put = put->next_free;
-        put->cookie = cookie;
-        put->len = len;
-        put->src = len ? src : NULL;
-        if (put->src)
-                put->src->n_puts++;
-        conn->in_flight += len;
-        net->stats.puts_sent++;
-        net->stats.put_bytes_sent += len;
         memcpy(frame.key, key, sizeof(frame.key));
-        queue_put(conn, put, &frame, put->src ? src->base + src_off : NULL);
+        queue_put(conn, put, &frame, len ? src->base + src_off : NULL);
         for (uint32_t i = 0; i < conn->n_streams; i++)
                 if (ae_tcp_stream_send(&conn->data[i]) < 0)
                         break; /* broken: its PUT_DONE is queued */
@@ -348,7 +303,7 @@ int ae_tcp_stream_send(struct tcp_stream *stream)
         if (r < 0)
                 return r;
         if (stream->first && (stream->source.ready & EPOLLOUT))
-                ae_wait_again(&tcp_net_of(conn)->wait, &stream->source);
+                ae_wait_again(&tcp_net_of(conn)->end.wait, &stream->source);
         tell_writable(conn);
         return 0;
 }

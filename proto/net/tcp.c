@@ -48,7 +48,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include "proto/base/cleanup.h"
@@ -76,29 +75,6 @@ int ae_tcp_socket_setup(int fd)
         return 0;
 }
 
-static int greet(struct ae_door *door, struct ae_guest *guest, const struct ae_hello *hello)
-{
-        struct tcp_net *net = ae_container_of(door, struct tcp_net, door);
-
-        return hello->kind == AE_HELLO_TCP ? ae_tcp_conn_accept(net, guest, hello)
-                                           : ae_tcp_conn_join(net, guest, hello);
-}
-
-static void init_door(struct tcp_net *net)
-{
-        net->door = (struct ae_door){
-                .wait = &net->wait,
-                .events = &net->events,
-                .stats = &net->stats,
-                .self = net->options.self,
-                .kind_a = AE_HELLO_TCP,
-                .kind_b = AE_HELLO_STREAM,
-                .admit = ae_tcp_socket_setup,
-                .greet = greet,
-        };
-        ae_door_init(&net->door);
-}
-
 static int listen_on(struct tcp_net *net, const char *address)
 {
         struct sockaddr_storage addr;
@@ -122,26 +98,44 @@ static int listen_on(struct tcp_net *net, const char *address)
         }
         if (getsockname(fd, (struct sockaddr *)&addr, &len) < 0)
                 return ae_fail_sys(errno, "cannot read the address of the listener on %s", address);
-        ae_tcp_addr_print(&addr, net->address);
-        return ae_door_open(&net->door, ae_steal_fd(&fd));
+        ae_tcp_addr_print(&addr, net->end.address);
+        return ae_door_open(&net->end.door, ae_steal_fd(&fd));
 }
 
 static void tcp_close(struct ae_net *base)
 {
-        struct tcp_net *net = ae_container_of(base, struct tcp_net, base);
-        struct ae_list *entry;
+        struct tcp_net *net = ae_container_of(base, struct tcp_net, end.base);
 
-        while (!ae_list_empty(&net->conns))
-                ae_tcp_conn_close(&ae_list_entry(net->conns.next, struct tcp_conn, link)->base);
-        while ((entry = ae_list_pop(&net->dead)))
-                ae_tcp_conn_free(ae_list_entry(entry, struct tcp_conn, link));
-        ae_door_close(&net->door);
-        ae_net_mem_free_all(&net->mems);
-        ae_wait_close(&net->wait);
-        ae_evq_deinit(&net->events);
+        ae_end_deinit(&net->end);
         free(net->sink);
         free(net);
 }
+
+static int greet(struct ae_door *door, struct ae_guest *guest, const struct ae_hello *hello)
+{
+        struct tcp_net *net = ae_container_of(door, struct tcp_net, end.door);
+
+        return hello->kind == AE_HELLO_TCP ? ae_tcp_conn_accept(net, guest, hello)
+                                           : ae_tcp_conn_join(net, guest, hello);
+}
+
+static void turn(struct ae_end *end)
+{
+        ae_container_of(end, struct tcp_net, end)->round++;
+        ae_wait_round(&end->wait);
+}
+
+static const struct ae_end_ops end_ops = {
+        .net = &ae_net_tcp,
+        .hello_a = AE_HELLO_TCP,
+        .hello_b = AE_HELLO_STREAM,
+        .admit = ae_tcp_socket_setup,
+        .greet = greet,
+        .round = turn,
+        .shut = ae_tcp_conn_shut,
+        .revoked = ae_tcp_revoked,
+        .free = ae_tcp_conn_free,
+};
 
 static int tcp_open(const struct ae_net_options *options, struct ae_net **ret_net)
 {
@@ -150,23 +144,9 @@ static int tcp_open(const struct ae_net_options *options, struct ae_net **ret_ne
 
         if (!net)
                 return ae_fail(AE_ENOMEM, "cannot open a tcp endpoint: out of memory");
-        net->base.ops = &ae_net_tcp;
-        net->options = *options;
-        net->options.listen = NULL; /* borrowed for this call only */
-        if (!net->options.streams)
-                net->options.streams = AE_NET_STREAMS_DEFAULT;
-        if (!net->options.max_in_flight)
-                net->options.max_in_flight = AE_NET_IN_FLIGHT_DEFAULT;
-        init_door(net);
-        ae_list_init(&net->conns);
-        ae_list_init(&net->dead);
-        ae_list_init(&net->mems);
-        r = ae_wait_open(&net->wait, options);
-        if (r < 0) {
-                free(net);
-                return r;
-        }
-        r = ae_evq_init(&net->events);
+        r = ae_end_init(&net->end, &end_ops, options);
+        if (!options->streams)
+                net->end.options.streams = AE_NET_STREAMS_DEFAULT;
         if (r == 0) {
                 net->sink = malloc(TCP_SINK_LEN);
                 if (!net->sink)
@@ -175,97 +155,26 @@ static int tcp_open(const struct ae_net_options *options, struct ae_net **ret_ne
         if (r == 0 && options->listen)
                 r = listen_on(net, options->listen);
         if (r < 0)
-                tcp_close(&net->base);
+                tcp_close(&net->end.base);
         else
-                *ret_net = &net->base;
+                *ret_net = &net->end.base;
         return r;
-}
-
-static int tcp_address(struct ae_net *base, char ret_address[AE_NET_ADDR_MAX])
-{
-        struct tcp_net *net = ae_container_of(base, struct tcp_net, base);
-
-        if (net->door.listener.fd < 0)
-                return ae_fail(AE_ESTATE, "the tcp endpoint of node %u is not listening",
-                               net->options.self.node);
-        memcpy(ret_address, net->address, AE_NET_ADDR_MAX);
-        return 0;
-}
-
-static int tcp_map(struct ae_net *base, void *address, uint64_t len, int fd, uint64_t fd_off,
-                   struct ae_net_mem **ret_mem)
-{
-        struct tcp_net *net = ae_container_of(base, struct tcp_net, base);
-
-        return ae_net_mem_new(base, &net->mems, address, len, fd, fd_off, ret_mem);
-}
-
-static int tcp_grant(struct ae_net_conn *base, struct ae_net_mem *mem, uint64_t off, uint64_t len,
-                     struct ae_net_key *ret_key)
-{
-        struct tcp_conn *conn = tcp_conn_of(base);
-
-        if (conn->state != TCP_UP)
-                return ae_fail(AE_ELOST, "cannot grant memory to node %u: it is not connected",
-                               base->node);
-        return ae_net_grants_add(&conn->grants, mem, off, len, ret_key);
-}
-
-/* The queue is empty: everything of those that are dead has been handed out. */
-static void reap(struct tcp_net *net)
-{
-        struct ae_list *entry;
-
-        while ((entry = ae_list_pop(&net->dead)))
-                ae_tcp_conn_free(ae_list_entry(entry, struct tcp_conn, link));
-        ae_door_reap(&net->door);
-}
-
-static int tcp_poll(struct ae_net *base, struct ae_net_event *events, int n_max)
-{
-        struct tcp_net *net = ae_container_of(base, struct tcp_net, base);
-        int n;
-
-        if (ae_evq_empty(&net->events)) {
-                reap(net);
-                net->round++;
-                ae_wait_round(&net->wait);
-        }
-        n = ae_evq_pop(&net->events, events, n_max);
-        for (int i = 0; i < n; i++)
-                if (events[i].kind == AE_NET_EV_WRITABLE)
-                        tcp_conn_of(events[i].conn)->writable_queued = false;
-        return n;
-}
-
-static int tcp_arm(struct ae_net *base)
-{
-        struct tcp_net *net = ae_container_of(base, struct tcp_net, base);
-
-        if (!ae_evq_empty(&net->events))
-                return 1;
-        return ae_wait_arm(&net->wait);
-}
-
-static void tcp_stats(const struct ae_net *base, struct ae_net_stats *ret_stats)
-{
-        *ret_stats = ae_container_of(base, const struct tcp_net, base)->stats;
 }
 
 const struct ae_net_ops ae_net_tcp = {
         .name = "tcp",
         .open = tcp_open,
         .close = tcp_close,
-        .address = tcp_address,
+        .address = ae_end_address,
         .connect = ae_tcp_connect,
-        .conn_close = ae_tcp_conn_close,
-        .map = tcp_map,
+        .conn_close = ae_conn_close,
+        .map = ae_end_map,
         .unmap = ae_net_mem_free,
-        .grant = tcp_grant,
-        .revoke = ae_tcp_revoke,
+        .grant = ae_conn_grant,
+        .revoke = ae_conn_revoke,
         .msg = ae_tcp_msg,
         .put = ae_tcp_put,
-        .poll = tcp_poll,
-        .arm = tcp_arm,
-        .stats = tcp_stats,
+        .poll = ae_end_poll,
+        .arm = ae_end_arm,
+        .stats = ae_end_stats,
 };

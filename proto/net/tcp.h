@@ -2,10 +2,7 @@
 /* What the files of the tcp transport share; see tcp.c for the protocol. Owner thread only. */
 #pragma once
 
-#include <stdarg.h>
-
-#include "proto/net/door.h"
-#include "proto/net/priv.h"
+#include "proto/net/conn.h"
 
 #define TCP_PUTS 512                       /* accepted, unfinished puts of one connection */
 #define TCP_STRIPE_MIN ((uint64_t)1 << 19) /* bytes; a larger put is cut over all streams */
@@ -14,16 +11,6 @@
 #define TCP_TX_CAP ((uint32_t)2 * AE_NET_MSG_MAX + (1u << 16))
 #define TCP_RX_CAP ((uint32_t)AE_NET_MSG_MAX + (1u << 16))
 #define TCP_BUF_CAP (1u << 16) /* receive buffer of a data stream */
-#define TCP_TEXT_MAX 320
-
-enum tcp_state {
-        TCP_DIALING,  /* connector: the control stream's connect() is under way */
-        TCP_GREETING, /* connector: hello sent, the acceptor's awaited */
-        TCP_JOINING,  /* the data streams are being joined */
-        TCP_UP,
-        TCP_DOWN,   /* broken; DOWN or REFUSED is queued or handed out */
-        TCP_CLOSED, /* waits for its last events to be handed out */
-};
 
 enum tcp_frame_type { TCP_FRAME_MSG = 1, TCP_FRAME_GO = 2 };
 
@@ -50,9 +37,7 @@ struct tcp_put_frame {
 struct tcp_conn;
 
 struct tcp_put {
-        uint64_t cookie;
-        uint64_t len;
-        struct ae_net_mem *src; /* borrowed; NULL for a put of 0 bytes */
+        struct ae_post post;
         uint32_t n_parts_left;  /* 0: the slot is free */
         struct tcp_put *next_free;
 };
@@ -112,56 +97,35 @@ struct tcp_ctl {
 };
 
 struct tcp_conn {
-        struct ae_net_conn base;
-        struct ae_list link; /* in net->conns or net->dead */
-        enum tcp_state state;
-        bool accepted;
-        struct ae_net_hello peer;
+        struct ae_conn common;
         uint64_t token;
-        struct ae_deadline deadline;
         struct tcp_ctl ctl;
         struct tcp_stream data[AE_NET_STREAMS_MAX];
         uint8_t n_streams;
         struct tcp_put *puts;   /* owned; TCP_PUTS */
         struct tcp_part *parts; /* owned; n_streams for each put */
         struct tcp_put *free_put;
-        uint64_t in_flight;   /* bytes of unfinished puts */
         uint64_t next_seq;    /* of the next striped put */
         uint64_t window_base; /* the first striped put that is not complete */
         struct tcp_open window[TCP_WINDOW];
-        struct ae_net_grants grants;
-        bool want_msg, want_put; /* AE_EAGAIN was returned for one of this size */
-        uint64_t want_msg_len, want_put_len;
-        bool writable_queued;
-        char address[AE_NET_ADDR_MAX];
-        char text[TCP_TEXT_MAX];
 };
 
 struct tcp_net {
-        struct ae_net base;
-        struct ae_net_options options;
-        struct ae_wait wait;
-        struct ae_evq events;
-        struct ae_net_stats stats;
-        struct ae_door door;
-        struct ae_list conns;
-        struct ae_list dead; /* connections, freed when their events are handed out */
-        struct ae_list mems;
+        struct ae_end end;
         uint64_t round; /* counts I/O rounds */
         char *sink;     /* owned; where bytes of revoked grants go */
-        char address[AE_NET_ADDR_MAX];
 };
 
 #define TCP_SINK_LEN (1u << 18)
 
 static inline struct tcp_net *tcp_net_of(const struct tcp_conn *conn)
 {
-        return ae_container_of(conn->base.net, struct tcp_net, base);
+        return ae_container_of(ae_conn_end(&conn->common), struct tcp_net, end);
 }
 
 static inline struct tcp_conn *tcp_conn_of(struct ae_net_conn *conn)
 {
-        return ae_container_of(conn, struct tcp_conn, base);
+        return ae_container_of(conn, struct tcp_conn, common.base);
 }
 
 /* Where part @part of a put of @len bytes in @n_parts begins; part n_parts begins at the end. */
@@ -173,14 +137,11 @@ int ae_tcp_socket_setup(int fd);
 /* tcp-conn.c */
 int ae_tcp_connect(struct ae_net *net, const char *address, uint32_t node,
                    struct ae_net_conn **ret_conn);
-void ae_tcp_conn_close(struct ae_net_conn *base);
-void ae_tcp_conn_free(struct tcp_conn *conn);
+void ae_tcp_conn_shut(struct ae_conn *common);
+void ae_tcp_conn_free(struct ae_conn *common);
 /* Take over the guest's socket, as a control stream or as a data stream. */
 int ae_tcp_conn_accept(struct tcp_net *net, struct ae_guest *guest, const struct ae_hello *hello);
 int ae_tcp_conn_join(struct tcp_net *net, struct ae_guest *guest, const struct ae_hello *hello);
-/* Once; the caller must not touch the streams afterwards. */
-void ae_tcp_break(struct tcp_conn *conn, int status, const char *format, ...)
-        __attribute__((format(printf, 3, 4)));
 void ae_tcp_go_up(struct tcp_conn *conn);
 
 /* tcp-send.c */
@@ -197,4 +158,4 @@ void ae_tcp_fail_puts(struct tcp_conn *conn);
 /* tcp-recv.c: 0, or negative when the connection broke. */
 int ae_tcp_ctl_receive(struct tcp_conn *conn);
 int ae_tcp_stream_receive(struct tcp_stream *stream);
-int ae_tcp_revoke(struct ae_net_conn *base, const struct ae_net_key *key);
+void ae_tcp_revoked(struct ae_conn *common, uint64_t tag);

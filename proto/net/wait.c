@@ -202,6 +202,8 @@ static void collect(struct ae_wait *wait)
                 struct ae_source *source = batch[i].data.ptr;
 
                 source->ready |= batch[i].events;
+                if (source->ready & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+                        source->ready |= EPOLLIN; /* a read says what happened */
                 ae_wait_again(wait, source);
         }
 }

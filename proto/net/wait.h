@@ -15,7 +15,7 @@
 /* A descriptor in the set. Embedded; @run is called with what became ready since its last run. */
 struct ae_source {
         int fd;              /* owned; -1: not in a set */
-        uint32_t ready;      /* EPOLL* bits, for @run to read and clear */
+        uint32_t ready;      /* EPOLL* bits, for @run to read and clear; EPOLLIN with a hangup */
         struct ae_list link; /* in the set's ready list */
         void (*run)(struct ae_source *source);
 };
