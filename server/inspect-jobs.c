@@ -31,22 +31,6 @@ static const char *node_state(const struct ae_node_peer_info *info)
         return info->incarnation ? "lost" : "connecting";
 }
 
-/* The transport counts over all its connections; with one peer that is the peer's figure. */
-static void put_traffic(struct ae_inspect_query *query, const struct ae_node_peer_info *info)
-{
-        struct ae_net_stats stats = { 0 };
-
-        if (!info->self && query->core->options.n_nodes > 2) {
-                ae_inspect_put_null(&query->json, "sent_len");
-                ae_inspect_put_null(&query->json, "received_len");
-                return;
-        }
-        if (!info->self)
-                ae_node_net_stats(query->inspect->node, &stats);
-        ae_inspect_put_u64(&query->json, "sent_len", stats.put_bytes_sent);
-        ae_inspect_put_u64(&query->json, "received_len", stats.put_bytes_received);
-}
-
 static void put_node(struct ae_inspect_query *query, uint32_t node)
 {
         struct ae_json *json = &query->json;
@@ -62,7 +46,8 @@ static void put_node(struct ae_inspect_query *query, uint32_t node)
         ae_json_put_string(json, "address",
                            info.self ? ae_node_address(query->inspect->node) : info.address);
         ae_json_put_string(json, "transport", transport(query));
-        put_traffic(query, &info);
+        ae_inspect_put_u64(json, "sent_len", info.sent_len);
+        ae_inspect_put_u64(json, "received_len", info.received_len);
         ae_json_object_end(json);
 }
 
@@ -81,7 +66,7 @@ static bool somebody_left(const struct ae_job *job)
 {
         const struct ae_worker *worker;
 
-        if (job->n_left)
+        if (ae_wait_n_present(job) < job->world)
                 return true;
         ae_list_for_each(worker, &job->core->workers, link) {
                 if (worker->job == job && !worker->reader && worker->left)
@@ -119,38 +104,28 @@ static const char *job_state(const struct ae_job *job)
         return "failed";
 }
 
-enum presence { ABSENT, PRESENT, UNKNOWN };
-
-/* Whether a rank is attached to its daemon, as far as this node knows. */
-static enum presence presence(const struct ae_job *job, uint32_t rank)
+/* Of a job that has failed a node knows its own ranks alone. */
+static bool n_attached(const struct ae_job *job, uint32_t *ret_n)
 {
-        const struct ae_member *member = &job->members[rank];
-        uint32_t self = job->core->options.node;
-
-        if (ae_inspect_worker(job, rank))
-                return PRESENT;
-        if (job->rank_node ? job->rank_node[rank] == self
-                           : member->joined && member->node == self)
-                return ABSENT;
-        if (!ae_core_is_decider(job->core) || job->state >= AE_JOB_FAILED)
-                return UNKNOWN;
-        return member->joined && !member->left ? PRESENT : ABSENT;
+        *ret_n = 0;
+        for (uint32_t rank = 0; rank < job->world; rank++) {
+                if (job->rank_node ? job->rank_node[rank] != job->core->options.node
+                                   : !job->members[rank].joined)
+                        return false;
+                *ret_n += ae_inspect_worker(job, rank) != NULL;
+        }
+        return true;
 }
 
 static void put_present(struct ae_json *json, const struct ae_job *job)
 {
-        uint32_t n = 0;
+        uint32_t n = ae_wait_n_present(job);
+        bool known = job->state < AE_JOB_FAILED ? n != AE_WIRE_NONE : n_attached(job, &n);
 
-        for (uint32_t rank = 0; rank < job->world; rank++) {
-                enum presence there = presence(job, rank);
-
-                if (there == UNKNOWN) {
-                        ae_inspect_put_null(json, "ranks_present");
-                        return;
-                }
-                n += there == PRESENT;
-        }
-        ae_json_put_u64(json, "ranks_present", n);
+        if (known)
+                ae_json_put_u64(json, "ranks_present", n);
+        else
+                ae_inspect_put_null(json, "ranks_present");
 }
 
 /* What the ranks of a forming job are shown; without any here, the decider knows who is missing. */
@@ -182,6 +157,8 @@ static void put_waiting(struct ae_json *json, const struct ae_job *job)
                 forming_text(job, text, sizeof(text));
         else if (job->state == AE_JOB_LIVE)
                 ae_local_text_get(&job->page->waiting, text);
+        if (job->state == AE_JOB_LIVE && !*text)
+                ae_wait_pauses(job, text, sizeof(text)); /* nobody waits for them yet */
         ae_json_put_string(json, "waiting", text);
 }
 
@@ -299,7 +276,11 @@ static const char *worker_state(const struct ae_worker *worker)
                 return "left";
         if (!worker->registered)
                 return "joining";
-        return worker->closed ? "stepping" : "running";
+        if (worker->closed)
+                return "stepping";
+        if (!worker->reader && ae_wait_pause_ns(worker->job, worker->rank))
+                return "paused";
+        return "running";
 }
 
 /* Of a rank that is not attached here. */
@@ -318,7 +299,9 @@ static const char *absent_state(const struct ae_job *job, uint32_t rank)
                 return "lost";
         if (!job->committed)
                 return "joining";
-        return member->closed ? "stepping" : "running";
+        if (member->closed)
+                return "stepping";
+        return ae_wait_pause_ns(job, rank) ? "paused" : "running";
 }
 
 /* -1 as long as this node hasn't heard of the rank. */
@@ -355,6 +338,19 @@ static uint64_t ring_used(const struct ae_worker *worker)
         return last->ring_pos + last->len - worker->grad_free;
 }
 
+/* @state: as it is shown, of a rank or a reader. */
+static void put_pause(struct ae_json *json, const struct ae_job *job, uint32_t rank,
+                      const char *state)
+{
+        bool paused = strcmp(state, "paused") == 0;
+
+        if (paused)
+                ae_json_put_double(json, "pause_s", (double)ae_wait_pause_ns(job, rank) / 1e9);
+        else
+                ae_inspect_put_null(json, "pause_s");
+        ae_json_put_string(json, "why", paused ? job->members[rank].pause_why : "");
+}
+
 static void put_worker(struct ae_json *json, const struct ae_worker *worker)
 {
         ae_json_object_begin(json);
@@ -363,6 +359,7 @@ static void put_worker(struct ae_json *json, const struct ae_worker *worker)
         ae_json_put_i64(json, "pid", worker->pid);
         ae_json_put_u64(json, "uid", worker->uid);
         ae_json_put_string(json, "state", worker_state(worker));
+        put_pause(json, worker->job, worker->rank, worker_state(worker));
         ae_json_put_u64(json, "micro", worker->micro);
         ae_inspect_put_u64(json, "held_len", held_len(worker));
         ae_inspect_put_u64(json, "hold_len", worker->hold_len);
@@ -382,6 +379,7 @@ static void put_absent(struct ae_json *json, const struct ae_job *job, uint32_t 
         ae_inspect_put_null(json, "pid");
         ae_inspect_put_null(json, "uid");
         ae_json_put_string(json, "state", absent_state(job, rank));
+        put_pause(json, job, rank, absent_state(job, rank));
         for (size_t i = 0; i < AE_ARRAY_LEN(unknown); i++)
                 ae_inspect_put_null(json, unknown[i]);
         ae_json_object_end(json);

@@ -42,7 +42,7 @@ static void put_unit(struct ae_json *json, const struct ae_job *job, uint32_t id
         ae_json_put_bool(json, "cached", copy != NULL);
         ae_json_put_u64(json, "len", unit->len);
         ae_json_put_u64(json, "segments", unit->n_segments);
-        ae_inspect_put_null(json, "gathers"); /* views of cached units are taken without a word */
+        ae_inspect_put_u64(json, "misses", job->units[id].n_misses);
         ae_json_object_end(json);
 }
 

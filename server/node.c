@@ -34,6 +34,7 @@ struct peer {
         bool up;
         uint64_t incarnation;
         uint64_t retry_ns;
+        uint64_t sent_len, received_len; /* of puts, over all its connections */
         struct ae_list pending;
         char why[AE_WIRE_TEXT];
 };
@@ -91,8 +92,10 @@ static void do_put(void *user, uint32_t to, const struct ae_net_key *key, uint64
 
         if (peer->up && ae_list_empty(&peer->pending))
                 r = ae_net_put(peer->conn, key, off, src->mem, src_off, len, note, cookie);
-        if (r == 0)
+        if (r == 0) {
+                peer->sent_len += len;
                 return;
+        }
         pending = defer(peer);
         pending->put = true;
         pending->key = *key;
@@ -354,6 +357,7 @@ void ae_node_peer_info(const struct ae_node *node, uint32_t i, struct ae_node_pe
         *ret = (struct ae_node_peer_info){
                 .self = self, .up = self || peer->up, .address = peer->address, .why = peer->why,
                 .incarnation = self ? node->options.incarnation : peer->incarnation,
+                .sent_len = peer->sent_len, .received_len = peer->received_len,
         };
 }
 
@@ -469,6 +473,8 @@ static void flush(struct ae_node *node, struct peer *peer)
                 if (r == AE_EAGAIN)
                         return;
                 ae_list_unlink(&pending->link);
+                if (r == 0 && pending->put)
+                        peer->sent_len += pending->len;
                 if (r < 0 && pending->put) {
                         ae_list_push(&node->lost, &pending->link);
                         continue;
@@ -495,9 +501,11 @@ static void on_event(struct ae_node *node, const struct ae_net_event *event)
                         drop(node, event->conn->node, ae_error_text());
                 break;
         case AE_NET_EV_NOTIFY:
-                if (peer && peer->conn == event->conn)
-                        ae_core_notify(node->core, event->conn->node, event->mem, event->off,
-                                       event->len, event->note);
+                if (!peer || peer->conn != event->conn)
+                        break;
+                peer->received_len += event->len;
+                ae_core_notify(node->core, event->conn->node, event->mem, event->off, event->len,
+                               event->note);
                 break;
         case AE_NET_EV_PUT_DONE:
                 ae_core_put_done(node->core, event->cookie, event->status);

@@ -50,8 +50,10 @@ void ae_node_tick(struct ae_node *node, uint64_t now_ns);
 struct ae_node_peer_info {
         bool self, up;
         uint64_t incarnation;
-        const char *address; /* borrowed */
-        const char *why;     /* borrowed; why it is not up, "" */
+        uint64_t sent_len;     /* bytes of puts that the transport took for it */
+        uint64_t received_len; /* bytes of puts of its that arrived here */
+        const char *address;   /* borrowed */
+        const char *why;       /* borrowed; why it is not up, "" */
 };
 void ae_node_peer_info(const struct ae_node *node, uint32_t peer, struct ae_node_peer_info *ret);
 void ae_node_net_stats(const struct ae_node *node, struct ae_net_stats *ret_stats);

@@ -54,11 +54,13 @@ static const struct ae_ctl_column worker_columns[] = {
         { "PID", "pid", AE_CTL_NUMBER, false },
         { "UID", "uid", AE_CTL_NUMBER, false },
         { "STATE", "state", AE_CTL_STATE, false },
+        { "PAUSE", "pause_s", AE_CTL_DURATION, true },
         { "MICRO", "micro", AE_CTL_NUMBER, false },
         { "HELD", "held_len", AE_CTL_SIZE, false },
         { "ALLOWED", "hold_len", AE_CTL_SIZE, false },
         { "RING-USED", "ring_used", AE_CTL_SIZE, false },
         { "RING", "ring_len", AE_CTL_SIZE, false },
+        { "WHY", "why", AE_CTL_TEXT, true },
 };
 
 static const struct ae_ctl_column unit_columns[] = {
@@ -68,7 +70,7 @@ static const struct ae_ctl_column unit_columns[] = {
         { "CACHED", "cached", AE_CTL_BOOL, false },
         { "SIZE", "len", AE_CTL_SIZE, false },
         { "SEGMENTS", "segments", AE_CTL_NUMBER, false },
-        { "GATHERS", "gathers", AE_CTL_NUMBER, false },
+        { "MISSES", "misses", AE_CTL_NUMBER, false },
 };
 
 static const struct ae_ctl_column tensor_columns[] = {

@@ -168,7 +168,9 @@ struct ae_wire_closed {
 
 struct ae_wire_waiting {
         struct ae_wire_head head;
-        uint64_t pause_ns; /* by which deadlines have grown in this epoch */
+        uint64_t pause_ns;  /* by which deadlines have grown in this epoch */
+        uint32_t n_present; /* ranks that have joined and not left */
+        uint32_t zero;
         char text[AE_WIRE_TEXT];
 } __attribute__((packed));
 

@@ -471,7 +471,7 @@ int ae_cache_gather(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         if (r < 0)
                 return r;
         unit = &job->units[sqe->unit];
-        unit->n_gathers++;
+        unit->n_misses++;
         learn(worker, sqe->unit);
         if (unit->slot != AE_LOCAL_SLOT_NONE && unit->fetch == AE_WIRE_NONE &&
             job->slots[unit->slot].state == AE_SLOT_PUBLISHED) {

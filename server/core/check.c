@@ -57,6 +57,16 @@ static bool left_fits(const struct ae_job *job, uint32_t node, const Autoep__Lef
                job->members[left->rank].joined && job->members[left->rank].node == node;
 }
 
+/* To the decider from the rank's node, and from there to all. */
+static bool pause_fits(const struct ae_job *job, uint32_t node, const Autoep__PauseNote *note)
+{
+        if (note->rank >= job->world)
+                return false;
+        if (!ae_core_is_decider(job->core))
+                return node == 0;
+        return job->members[note->rank].joined && job->members[note->rank].node == node;
+}
+
 static bool of_job_fits(const struct ae_job *job, uint32_t node, uint32_t type,
                         const ProtobufCMessage *message)
 {
@@ -74,7 +84,7 @@ static bool of_job_fits(const struct ae_job *job, uint32_t node, uint32_t type,
         case AE_CONTROL_LEFT:
                 return left_fits(job, node, (const Autoep__Left *)message);
         case AE_CONTROL_PAUSE_NOTE:
-                return decider;
+                return pause_fits(job, node, (const Autoep__PauseNote *)message);
         case AE_CONTROL_STAGE:
         case AE_CONTROL_FETCH:
                 return job->absent;

@@ -443,7 +443,8 @@ void ae_form_show(struct ae_job *job, const char *text)
 void ae_form_tick(struct ae_job *job)
 {
         struct ae_core *core = job->core;
-        struct ae_wire_waiting waiting = { .head = ae_job_head(job, AE_WIRE_WAITING) };
+        struct ae_wire_waiting waiting = { .head = ae_job_head(job, AE_WIRE_WAITING),
+                                           .n_present = ae_wait_n_present(job) };
 
         if (!ae_core_is_decider(core)) {
                 if (!core->peers[0].up && missing_node(job, waiting.text, sizeof(waiting.text)))

@@ -165,7 +165,7 @@ struct ae_cache_unit {
         uint64_t content;    /* version at which the unit last changed */
         bool frozen;         /* all its segments are */
         bool wanted;         /* a fetch could not begin for want of room */
-        uint64_t n_gathers;  /* misses answered */
+        uint64_t n_misses;   /* gathers that asked for it */
         struct ae_list waiters; /* of a fetch that could not begin */
 };
 
@@ -256,6 +256,8 @@ struct ae_member {
         uint32_t node;
         int32_t pid;
         uint64_t incarnation;
+        uint64_t pause_until_ns; /* on all nodes, as the next; 0: it has not announced a pause */
+        char *pause_why;         /* owned; of its last pause */
 };
 
 enum ae_job_state {
@@ -314,6 +316,7 @@ struct ae_job {
         uint64_t closed_since_ns;  /* first rank closed the round; 0: none */
         uint64_t waiting_sent_ns;
         uint64_t pause_ns;         /* by which deadlines have grown in this epoch */
+        uint32_t n_present;        /* other nodes: the decider's last word; AE_WIRE_NONE: none */
 
         /* from Start on */
         struct ae_model *model;    /* owned */
@@ -592,6 +595,14 @@ int ae_wait_closed(struct ae_job *job, const struct ae_wire_closed *closed, size
 /* On another node than the decider's: until it says more. */
 void ae_wait_for_word(struct ae_job *job);
 int ae_wait_shown(struct ae_job *job, const struct ae_wire_waiting *waiting, size_t len);
+void ae_wait_left(struct ae_job *job); /* decider: the others are told */
+/* Ranks that have joined and not left; AE_WIRE_NONE as long as the decider has said nothing. */
+uint32_t ae_wait_n_present(const struct ae_job *job);
+/* What is left of the pause that @rank announced; 0: none, or it has asked for the step since. */
+uint64_t ae_wait_pause_ns(const struct ae_job *job, uint32_t rank);
+/* "rank 3 pauses for 12 s more: WHY, rank 5 ..."; "" when nobody pauses. */
+void ae_wait_pauses(const struct ae_job *job, char *text, size_t size);
+void ae_wait_pauses_over(struct ae_job *job);
 void ae_round_bad(struct ae_job *job, const struct ae_piece *piece);
 
 int ae_apply_new(struct ae_job *job);

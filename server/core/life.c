@@ -47,6 +47,7 @@ struct ae_job *ae_job_new(struct ae_core *core, const char *name, uint32_t world
         job->uid = uid;
         job->id = AE_WIRE_NONE;
         job->epoch = 1;
+        job->n_present = AE_WIRE_NONE;
         job->members = ae_core_alloc(world, sizeof(*job->members));
         ae_list_init(&job->unsent);
         ae_list_init(&job->early);
@@ -121,6 +122,8 @@ void ae_job_release(struct ae_job *job)
         free(job->n_uses);
         free(job->rank_node);
         free(job->rank_local);
+        for (uint32_t rank = 0; rank < job->world; rank++)
+                free(job->members[rank].pause_why);
         free(job->members);
         free(job->counts);
         ae_layout_free(job->layout);
@@ -214,7 +217,7 @@ void ae_form_left(struct ae_job *job, uint32_t rank)
         if (job->n_left == job->world)
                 ae_job_fail(job, AE_ECLOSED, "all ranks have left job '%s'", job->name);
         else
-                ae_round_tick(job); /* a rank that waits for this one must hear of it */
+                ae_wait_left(job);
 }
 
 /* Tasks and peers may still be at a rank's rings: they stay until the job is freed. */

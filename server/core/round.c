@@ -79,6 +79,7 @@ static void close_rank(struct ae_worker *worker)
                                          .rank = worker->rank };
 
         worker->closed = true;
+        job->members[worker->rank].pause_until_ns = 0;
         worker->step_waits = false;
         if (job->n_closed++ == 0 && !ae_core_is_decider(job->core))
                 ae_wait_for_word(job);
@@ -619,6 +620,8 @@ void ae_round_begin(struct ae_job *job)
                 job->redo = false;
         }
         job->closed_since_ns = 0;
+        if (job->verdict.kind != AE_VERDICT_PUT)
+                ae_wait_pauses_over(job); /* all have asked for the step since */
         for (uint32_t rank = 0; rank < job->world; rank++)
                 job->members[rank].closed = false;
         for (uint32_t node = 0; node < job->core->options.n_nodes; node++)

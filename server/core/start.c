@@ -281,6 +281,7 @@ void ae_start_on(struct ae_core *core, uint32_t id, const Autoep__Start *start)
         if (!job)
                 job = ae_job_new(core, start->job, start->world, start->token, start->uid);
         job->id = id;
+        job->n_present = job->world; /* until the decider hears otherwise */
         if (!ae_core_is_decider(core))
                 ae_job_move(job, AE_JOB_STARTING);
         job->peers = ae_core_alloc(core->options.n_nodes, sizeof(*job->peers));

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#define SECOND_NS UINT64_C(1000000000)
 #define AFTER_NS (100 * UINT64_C(1000000))
 #define EVERY_NS (250 * UINT64_C(1000000))
 
@@ -20,6 +21,7 @@ int ae_wait_closed(struct ae_job *job, const struct ae_wire_closed *closed, size
         if (len < sizeof(*closed) || closed->rank >= job->world)
                 return ae_fail(AE_EPROTO, "CLOSED of a rank that is not there");
         job->members[closed->rank].closed = true;
+        job->members[closed->rank].pause_until_ns = 0;
         if (!job->closed_since_ns)
                 job->closed_since_ns = AE_MAX(job->core->now_ns, UINT64_C(1));
         return 0;
@@ -31,6 +33,10 @@ int ae_wait_shown(struct ae_job *job, const struct ae_wire_waiting *waiting, siz
 
         if (len < sizeof(*waiting))
                 return ae_fail(AE_EPROTO, "WAITING is too short");
+        if (waiting->n_present > job->world)
+                return ae_fail(AE_EPROTO, "WAITING speaks of %u ranks, job '%s' has %u",
+                               waiting->n_present, job->name, job->world);
+        job->n_present = waiting->n_present;
         memcpy(text, waiting->text, sizeof(text));
         text[sizeof(text) - 1] = '\0';
         if (!job->committed)
@@ -55,22 +61,11 @@ void ae_wait_for_word(struct ae_job *job)
 static void send_waiting(struct ae_job *job, const char *text)
 {
         struct ae_wire_waiting waiting = { .head = ae_job_head(job, AE_WIRE_WAITING),
-                                           .pause_ns = job->pause_ns };
+                                           .pause_ns = job->pause_ns,
+                                           .n_present = ae_wait_n_present(job) };
 
         (void)snprintf(waiting.text, sizeof(waiting.text), "%s", text);
         ae_job_msg_all(job, &waiting, sizeof(waiting));
-}
-
-void ae_round_pause(struct ae_job *job, const Autoep__PauseNote *note)
-{
-        char text[AE_WIRE_TEXT];
-
-        if (!ae_core_is_decider(job->core))
-                return;
-        job->pause_ns += (uint64_t)note->seconds * UINT64_C(1000000000);
-        (void)snprintf(text, sizeof(text), "rank %u pauses for %u s: %.120s", note->rank,
-                       note->seconds, note->reason);
-        send_waiting(job, text);
 }
 
 /* "rank 3 (node 1), 5 (node 2)" of those that have not closed; false when all have. */
@@ -96,10 +91,16 @@ static void round_text(const struct ae_job *job, char *text, size_t size)
 {
         char who[160];
 
+        text[0] = '\0';
         if (open_ranks(job, who, sizeof(who))) {
-                (void)snprintf(text, size,
-                               "round %" PRIu64 " waits for rank %s to ask for the step",
-                               job->round, who);
+                size_t len = (size_t)snprintf(text, size, "round %" PRIu64 " waits for rank %s to "
+                                              "ask for the step", job->round, who);
+
+                if (len + 2 >= size)
+                        return;
+                ae_wait_pauses(job, text + len + 2, size - len - 2);
+                if (text[len + 2])
+                        memcpy(text + len, "; ", 2);
                 return;
         }
         for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
@@ -117,6 +118,87 @@ static void round_text(const struct ae_job *job, char *text, size_t size)
                                job->round, node);
                 return;
         }
+}
+
+/* What the round waits for; "" when nobody has asked for the step. */
+static void send_round(struct ae_job *job)
+{
+        char text[AE_WIRE_TEXT] = "";
+
+        if (job->closed_since_ns)
+                round_text(job, text, sizeof(text));
+        send_waiting(job, text);
+}
+
+/* ---- pauses and leaving ----------------------------------------------------------------- */
+
+uint32_t ae_wait_n_present(const struct ae_job *job)
+{
+        uint32_t n = 0;
+
+        if (!ae_core_is_decider(job->core))
+                return job->n_present;
+        for (uint32_t rank = 0; rank < job->world; rank++)
+                n += job->members[rank].joined && !job->members[rank].left;
+        return n;
+}
+
+uint64_t ae_wait_pause_ns(const struct ae_job *job, uint32_t rank)
+{
+        const struct ae_member *member = &job->members[rank];
+
+        return member->pause_until_ns > job->core->now_ns
+                       ? member->pause_until_ns - job->core->now_ns
+                       : 0;
+}
+
+void ae_wait_pauses(const struct ae_job *job, char *text, size_t size)
+{
+        size_t len = 0;
+
+        text[0] = '\0';
+        for (uint32_t rank = 0; rank < job->world && len < size; rank++) {
+                uint64_t left_ns = ae_wait_pause_ns(job, rank);
+
+                if (left_ns)
+                        len += (size_t)snprintf(text + len, size - len,
+                                                "%srank %u pauses for %" PRIu64 " s more: %.120s",
+                                                len ? ", " : "", rank,
+                                                ae_div_up(left_ns, SECOND_NS),
+                                                job->members[rank].pause_why);
+        }
+}
+
+void ae_wait_pauses_over(struct ae_job *job)
+{
+        for (uint32_t rank = 0; rank < job->world; rank++)
+                job->members[rank].pause_until_ns = 0;
+}
+
+/* On the decider, which tells the others, and on these. */
+void ae_round_pause(struct ae_job *job, const Autoep__PauseNote *note)
+{
+        struct ae_member *member = &job->members[note->rank];
+        uint64_t pause_ns = (uint64_t)note->seconds * SECOND_NS;
+
+        free(member->pause_why);
+        member->pause_why = strdup(note->reason);
+        if (!member->pause_why)
+                abort();
+        member->pause_until_ns = job->core->now_ns + pause_ns;
+        if (!ae_core_is_decider(job->core))
+                return;
+        job->pause_ns += pause_ns;
+        for (uint32_t node = 1; node < job->core->options.n_nodes; node++)
+                ae_job_control(job, node, AE_CONTROL_PAUSE_NOTE, &note->base);
+        send_round(job);
+}
+
+void ae_wait_left(struct ae_job *job)
+{
+        ae_round_tick(job); /* a rank that waits for this one must hear of it */
+        if (job->state == AE_JOB_LIVE)
+                send_round(job); /* before, the tick of a job that forms says it */
 }
 
 /* A rank that has left will never close; those who wait for it are told. */
@@ -177,7 +259,6 @@ static void tell_worker(struct ae_job *job, struct ae_worker *worker)
 void ae_round_tick(struct ae_job *job)
 {
         struct ae_core *core = job->core;
-        char text[AE_WIRE_TEXT];
 
         for (uint32_t i = 0; i < job->n_local; i++) {
                 if (job->locals[i])
@@ -190,6 +271,5 @@ void ae_round_tick(struct ae_job *job)
             core->now_ns - job->waiting_sent_ns < EVERY_NS)
                 return;
         job->waiting_sent_ns = core->now_ns;
-        round_text(job, text, sizeof(text));
-        send_waiting(job, text);
+        send_round(job);
 }

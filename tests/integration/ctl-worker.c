@@ -5,9 +5,12 @@
  * Without a launcher, "ctl-worker layout NODES" prints what ae_layout_new() makes of the model:
  * "slice NODE SEGMENT FIRST N" and "tensor NAME SEGMENT FIRST N".
  *
+ * With $PAUSE the last rank announces a pause of an hour before it makes its ready file.
+ *
  * Files that ranks make:  socket.NODE (its text: the daemon's socket), ready.RANK (after step 1)
  * Files that they await:  join (the last rank, before it opens), step (the others, before step 2),
- *                         last (the last rank, before it asks for step 2), leave (all)
+ *                         last (the last rank, before it asks for step 2), then early (the last
+ *                         rank) and leave (the others)
  */
 #include "client/autoep.h"
 #include "proto/base/num.h"
@@ -238,6 +241,8 @@ static void run(int rank, int world)
         else
                 reader = attach_reader();
         scatter_all(); /* rank 0 holds a view of layer.0, all are one micro-batch into round 2 */
+        if (getenv("PAUSE") && rank == world - 1)
+                must(autoep_pause(handle, getenv("PAUSE"), 3600), "pause");
         (void)snprintf(word, sizeof(word), "%d", rank);
         tell("ready", word, "");
         await("step");
@@ -246,7 +251,7 @@ static void run(int rank, int world)
         if (rank == world - 1)
                 await("last");
         step();
-        await("leave");
+        await(rank == world - 1 ? "early" : "leave");
         autoep_close(reader);
         must(autoep_leave(handle, WAIT_MS), "leave");
         autoep_close(handle);

@@ -80,6 +80,7 @@ def elements(row):
 
 class Case(unittest.TestCase):
     maxDiff = None
+    nodes, world = 2, WORLD
 
     def setUp(self):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="test-ctl."))
@@ -99,17 +100,17 @@ class Case(unittest.TestCase):
 
     # ---- the job
 
-    def start(self, transport="shm", *options):
+    def start(self, transport="shm", *options, **more):
         (self.dir / "tmp").mkdir()
         env = {**os.environ, "D": str(self.dir), "AUTOEP_AUTOEPD": AUTOEPD,
-               "TMPDIR": str(self.dir / "tmp")}
+               "TMPDIR": str(self.dir / "tmp"), **more}
         for name in ("XDG_RUNTIME_DIR", "AUTOEP_SOCKET"):
             env.pop(name, None)
         self.run = subprocess.Popen(
-            [RUN, "--nodes", "2", "--workers", str(WORLD // 2), "--job", "moe", "--transport",
-             transport, *options, "--", WORKER],
+            [RUN, "--nodes", str(self.nodes), "--workers", str(self.world // self.nodes), "--job",
+             "moe", "--transport", transport, *options, "--", WORKER],
             env=env, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
-        self.sockets = [self.await_file(f"socket.{node}").read_text() for node in range(2)]
+        self.sockets = [self.await_file(f"socket.{node}").read_text() for node in range(self.nodes)]
 
     def attach(self, job, world, **more):
         """Rank 0 of another job at node 0, with a directory of its own."""
@@ -137,15 +138,15 @@ class Case(unittest.TestCase):
     def tell(self, name):
         (self.dir / name).touch()
 
-    def ready(self, *options):
+    def ready(self, *options, **more):
         """A job one micro-batch into round 2."""
-        self.start(*options)
+        self.start(*options, **more)
         self.tell("join")
-        for rank in range(WORLD):
+        for rank in range(self.world):
             self.await_file(f"ready.{rank}")
 
     def end(self):
-        for name in ("step", "last", "leave"):
+        for name in ("step", "last", "early", "leave"):
             self.tell(name)
         self.assertEqual(self.run.wait(DEADLINE), 0, self.tail())
 
@@ -343,7 +344,7 @@ class Looking(Case):
             self.assertEqual((row["name"], row["state"], row["why"], row["version"], row["world"],
                               row["waiting"]), ("moe", "running", "", 1, WORLD, ""))
         self.assertEqual((job["round"], job["epoch"]), (other["round"], other["epoch"]))
-        self.assertEqual((job["ranks_present"], other["ranks_present"]), (WORLD, None))
+        self.assertEqual((job["ranks_present"], other["ranks_present"]), (WORLD, WORLD))
         self.assertLessEqual(job["memory_len"], job["budget_len"])
 
     def check_workers(self):
@@ -377,7 +378,8 @@ class Looking(Case):
         self.assertEqual(units["embed"]["len"], 666112)
         self.assertEqual([unit["segments"] for unit in units.values()], [1, 4, 0, 2, 0, 1])
         self.assertEqual((units["layer.0"]["version"], units["layer.0"]["cached"]), (1, True))
-        self.assertEqual({unit["gathers"] for unit in units.values()}, {None})
+        for unit in units.values():
+            self.assertTrue(0 <= unit["misses"] <= (2 if unit["name"] == "layer.0" else 0), unit)
 
     def check_tensors(self):
         rows = {row["name"]: row for row in self.rows("tensors")}
@@ -444,6 +446,37 @@ class Looking(Case):
                      "shards", "--tensor", "layer.0.w", "--unit", "head")
 
 
+class ThreeNodes(Case):
+    nodes, world = 3, 3
+
+    def test_bytes_by_peer(self):
+        self.ready("tcp")
+        tables = [self.rows("nodes", node=node) for node in range(3)]
+        stats = [{row["name"]: row["value"] for row in self.rows("stats", node=node)}
+                 for node in range(3)]
+        for here, table in enumerate(tables):
+            self.assertEqual((table[here]["sent_len"], table[here]["received_len"]), (0, 0))
+            for there in {0, 1, 2} - {here}:
+                self.assertGreater(table[there]["sent_len"], 0)
+                self.assertEqual(table[there]["sent_len"], tables[there][here]["received_len"])
+            for key in ("sent", "received"):
+                self.assertEqual(sum(row[f"{key}_len"] for row in table),
+                                 stats[here][f"put_bytes_{key}"])
+        self.end()
+
+
+class OneNode(Case):
+    nodes, world = 1, 2
+
+    def test_nobody_to_speak_to(self):
+        self.ready()
+        self.assertEqual(self.ask("status")["transport"], "none")
+        node, = self.rows("nodes")
+        self.assertEqual((node["state"], node["transport"], node["sent_len"]), ("self", "none", 0))
+        self.assertEqual(self.rows("jobs")[0]["ranks_present"], 2)
+        self.end()
+
+
 class Changing(Case):
     def test_from_joining_to_leaving(self):
         self.start()
@@ -451,6 +484,8 @@ class Changing(Case):
                                   re.search(r"waits for rank 3\b", row["waiting"])],
                          "the job waits for rank 3 alone")[0]
         self.assertEqual((job["state"], job["ranks_present"]), ("joining", 3))
+        wait_until(lambda: self.rows("jobs", node=1)[0]["ranks_present"] == 3,
+                   "node 1 hears that three ranks have joined")
         rows = self.rows("workers")
         self.assertEqual([(row["node"], row["state"]) for row in rows],
                          [(0, "joining"), (0, "joining"), (1, "joining"), (-1, "missing")])
@@ -470,6 +505,48 @@ class Changing(Case):
                          ["stepping"] * 3 + ["running"] * 2)
         self.tell("last")
         wait_until(lambda: self.rows("jobs")[0]["version"] == 2, "the step is applied")
+        self.end()
+
+    def check_pause(self, job, reason):
+        self.assertRegex(job["waiting"], rf"\brank 3 pauses for 3[0-9]{{3}} s more: {reason}$")
+
+    def test_a_rank_that_pauses(self):
+        reason = "it writes a checkpoint"
+        self.ready(PAUSE=reason)
+        for node in range(2):
+            wait_until(lambda n=node: self.rows("workers", node=n)[3]["state"] == "paused",
+                       f"node {node} hears of the pause")
+            rows = self.rows("workers", node=node)[:WORLD]
+            self.assertEqual([row["state"] for row in rows], ["running"] * 3 + ["paused"])
+            self.assertEqual([row["why"] for row in rows], [""] * 3 + [reason])
+            self.assertEqual([row["pause_s"] for row in rows[:3]], [None] * 3)
+            self.assertTrue(3600 - 10 * DEADLINE < rows[3]["pause_s"] <= 3600, rows[3])
+            status = self.ask("status", node=node)
+            self.assertEqual(status["jobs"][0]["state"], "running")
+            self.check_pause(status["jobs"][0], reason)
+            self.assertIn(reason, self.ctl("workers", node=node).stdout)
+        self.tell("step")
+        for node in range(2):
+            self.check_pause(wait_until(lambda n=node: [
+                row for row in self.rows("jobs", node=n) if "waits for rank 3 (node 1)"
+                in row["waiting"]], f"node {node} hears who is waited for")[0], reason)
+        self.tell("last")
+        for node in range(2):
+            wait_until(lambda n=node: self.rows("jobs", node=n)[0]["version"] == 2,
+                       "the step is applied")
+            self.assertEqual(self.rows("workers", node=node)[3]["pause_s"], None)
+            self.assertEqual(self.rows("jobs", node=node)[0]["waiting"], "")
+        self.end()
+
+    def test_a_rank_that_leaves(self):
+        self.ready()
+        for name in ("step", "last", "early"):
+            self.tell(name)
+        for node in range(2):
+            job = wait_until(lambda n=node: [row for row in self.rows("jobs", node=n)
+                                             if row["ranks_present"] == 3],
+                             f"node {node} hears that rank 3 has left")[0]
+            self.assertEqual(job["state"], "leaving")
         self.end()
 
     def test_a_rank_that_dies(self):

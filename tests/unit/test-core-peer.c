@@ -205,6 +205,9 @@ static void test_bad_fields(void **state)
         assert_breach(bed, 1, 0, &msg, len);
         msg.head = head_of(bed, 0, 12);
         assert_breach(bed, 1, 0, &msg, len);
+        len = make(bed, 1, AE_WIRE_WAITING, &msg);
+        msg.waiting.n_present = bed_job(bed, 1)->world + 1;
+        assert_breach(bed, 0, 1, &msg, len);
         bed_free(bed);
 }
 
@@ -495,6 +498,38 @@ static int send_invented(struct bed *bed, uint32_t from, uint32_t to, size_t row
         return r;
 }
 
+static int send_pause(struct bed *bed, uint32_t from, uint32_t to, uint32_t rank)
+{
+        Autoep__PauseNote note = AUTOEP__PAUSE_NOTE__INIT;
+        struct ae_wire_head head = { .op = AE_WIRE_CONTROL, .type = AE_CONTROL_PAUSE_NOTE,
+                                     .job = bed_job(bed, to)->id, .epoch = 1 };
+        char bytes[sizeof(head) + 100];
+
+        note.rank = rank;
+        note.seconds = 60;
+        note.reason = (char *)(uintptr_t)"checkpoint";
+        memcpy(bytes, &head, sizeof(head));
+        ae_control_pack(&note.base, (uint8_t *)bytes + sizeof(head));
+        return bed_inject(bed, from, to, bytes, sizeof(head) + ae_control_size(&note.base));
+}
+
+/* In another node's name, of a rank that isn't there, and from a node that decides nothing. */
+static void test_bad_pauses(void **state)
+{
+        struct bed *bed = bed_new_live(3);
+
+        (void)state;
+        assert_int_equal(send_pause(bed, 1, 0, 2), AE_EPROTO);
+        assert_int_equal(send_pause(bed, 1, 0, bed_job(bed, 0)->world), AE_EPROTO);
+        assert_int_equal(send_pause(bed, 0, 1, bed_job(bed, 0)->world), AE_EPROTO);
+        assert_int_equal(send_pause(bed, 2, 1, 2), AE_EPROTO);
+        assert_int_equal(ae_wait_pause_ns(bed_job(bed, 0), 1), 0);
+        assert_int_equal(send_pause(bed, 1, 0, 1), 0);
+        for (uint32_t node = 0; node < 3; node++)
+                assert_true(ae_wait_pause_ns(bed_job(bed, node), 1) > 0);
+        bed_free(bed);
+}
+
 static void test_random_control(void **state)
 {
         struct bed *bed = bed_new_live(3);
@@ -538,6 +573,7 @@ int main(void)
                 cmocka_unit_test(test_truncated),      cmocka_unit_test(test_not_the_decider),
                 cmocka_unit_test(test_decider_out_of_turn), cmocka_unit_test(test_bad_fields),
                 cmocka_unit_test(test_bad_joins), cmocka_unit_test(test_too_many_jobs),
+                cmocka_unit_test(test_bad_pauses),
                 cmocka_unit_test(test_twice),          cmocka_unit_test(test_slot_twice),
                 cmocka_unit_test(test_stale),
                 cmocka_unit_test(test_random_hot),     cmocka_unit_test(test_random_bytes),

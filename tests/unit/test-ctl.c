@@ -281,13 +281,13 @@ static void workers_and_units(void **state)
         assert_answer("units",
                       "{\"schema\":\"autoep.units/1\",\"job\":\"moe\",\"version\":3,\"units\":["
                       "{\"id\":0,\"name\":\"embed\",\"version\":3,\"cached\":true,\"len\":1536,"
-                      "\"segments\":1,\"gathers\":null},{\"id\":1,\"name\":\"layer.0\","
+                      "\"segments\":1,\"misses\":0},{\"id\":1,\"name\":\"layer.0\","
                       "\"version\":null,\"cached\":false,\"len\":99,\"segments\":2,"
-                      "\"gathers\":7}]}",
+                      "\"misses\":7}]}",
                       AE_CTL_EXIT_OK,
-                      "ID  UNIT     VERSION  CACHED     SIZE  SEGMENTS  GATHERS\n"
-                      " 0  embed          3  yes     1.5 KiB         1        -\n"
-                      " 1  layer.0        -  no         99 B         2        7\n");
+                      "ID  UNIT     VERSION  CACHED     SIZE  SEGMENTS  MISSES\n"
+                      " 0  embed          3  yes     1.5 KiB         1       0\n"
+                      " 1  layer.0        -  no         99 B         2       7\n");
 }
 
 static void tensors_and_hostile_names(void **state)

@@ -122,7 +122,7 @@ static void test_sizes(void **state)
         assert_int_equal(sizeof(struct ae_wire_prepare), 24 + 1680 + 8);
         assert_int_equal(sizeof(struct ae_wire_xcredit), 40);
         assert_int_equal(sizeof(struct ae_wire_closed), 32);
-        assert_int_equal(sizeof(struct ae_wire_waiting), 32 + AE_WIRE_TEXT);
+        assert_int_equal(sizeof(struct ae_wire_waiting), 40 + AE_WIRE_TEXT);
         assert_int_equal(offsetof(struct ae_wire_head, round), 16);
         assert_int_equal(offsetof(struct ae_wire_vote, ask), 24 + 32 + 16);
 }
