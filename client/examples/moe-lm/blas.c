@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Chooses the core type of OpenBLAS from what the processor can do. */
+/* Chooses the core type of OpenBLAS from what the processor can do; keeps its lock. */
 #include "client/examples/moe-lm/blas.h"
 
 #include <cblas.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+pthread_mutex_t lm_blas_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 #if defined(__x86_64__)
 static const char *best_core(void)

@@ -2,6 +2,7 @@
 /* The stateless pieces of the model, on cblas. Compiled once per number type; any thread. */
 #include "client/examples/moe-lm/blocks.h"
 
+#include "client/examples/moe-lm/blas.h"
 #include "kernels/ops.h"
 
 #include <assert.h>
@@ -23,9 +24,11 @@ void lm_matrix_product(const struct lm_product *p)
         assert(p->m <= INT_MAX && p->n <= INT_MAX && p->k <= INT_MAX);
         if (p->m == 0 || p->n == 0)
                 return;
+        pthread_mutex_lock(&lm_blas_mutex);
         GEMM(CblasRowMajor, p->a_transposed ? CblasTrans : CblasNoTrans,
              p->b_transposed ? CblasTrans : CblasNoTrans, (int)p->m, (int)p->n, (int)p->k, p->alpha,
              p->a, (int)p->lda, p->b, (int)p->ldb, p->beta, p->c, (int)p->ldc);
+        pthread_mutex_unlock(&lm_blas_mutex);
 }
 
 void lm_linear(struct lm_dims dims, const real *x, const real *w, real *y)
