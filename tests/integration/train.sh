@@ -50,6 +50,13 @@ awk -v a="$end" -v b="$ref_end" 'BEGIN { d = a - b; exit !(a > 0 && d < 2e-4 && 
         fail "the loss left the reference"
 awk -v a="$held" -v b="$ref_held" 'BEGIN { d = a - b; exit !(a > 0 && d < 2e-4 && d > -2e-4) }' ||
         fail "the held-out loss left the reference"
+# A gradient crosses once; weights of a version or two more than were gathered are on their way.
+read -r got least sent sent_least < <(sed -n 's/^ .*: \([0-9.]*\) MB of weights received, least '\
+'\([0-9.]*\); \([0-9.]*\) MB of gradients sent, least \([0-9.]*\);.*/\1 \2 \3 \4/p' "$dir/first.log")
+echo "MB received $got of $least, sent $sent of $sent_least"
+awk -v a="$got" -v b="$least" 'BEGIN { exit !(b > 1 && a >= b && a <= 1.05 * b) }' ||
+        fail "weights received"
+[[ $sent == "$sent_least" ]] || fail "gradients sent"
 cmp "$dir/first.svg" "$dir/second.svg" || fail "two runs of one record differ"
 left=$(ls -A "$TMPDIR")
 [[ -z $left ]] || fail "left in the temporary directory: $left"

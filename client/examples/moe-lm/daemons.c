@@ -7,6 +7,7 @@
 #include "client/experts/optimizer.h"
 #include "proto/base/num.h"
 #include "proto/base/status.h"
+#include "proto/wire/layout.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -29,6 +30,7 @@ struct daemons {
         bool broken;                /* a call failed: the job is not left in order */
         uint64_t n_versions, version; /* how many were gathered, and the latest */
         uint64_t n_steps;
+        uint64_t foreign_weight_len, foreign_gradient_len; /* of what the other nodes own */
         struct ae_comm_daemon ep, edp, all;
         struct ae_expert_opt *opt;  /* owned; tensors by (layer, local expert, slot) */
         char *weights;              /* owned; of local experts */
@@ -349,25 +351,12 @@ static int daemons_get(struct lm_backend *backend, uint32_t id, enum lm_what wha
         return get_dense(d, id, what, data);
 }
 
-static uint64_t dense_len(const struct lm_spec *spec)
-{
-        uint64_t len = 0;
-
-        for (uint32_t id = 0; id < spec->n_dense; id++) {
-                if (spec->tensors[id].home == id)
-                        len += spec->tensors[id].n * ae_dtype_size(spec->tensors[id].dtype);
-        }
-        return len;
-}
-
 static void daemons_describe(struct lm_backend *backend, char *text, size_t len)
 {
         struct daemons *d = daemons_of(backend);
         struct autoep_stats stats = { .size = sizeof(stats) };
-        const double foreign = 1 - 1.0 / d->info.n_nodes;
-        const double gather_least = foreign * (double)(d->n_versions * dense_len(backend->spec));
-        const double scatter_least = foreign * (double)(d->n_steps * sizeof(float) *
-                                                        backend->spec->n_dense_elements);
+        const double gather_least = (double)(d->n_versions * d->foreign_weight_len);
+        const double scatter_least = (double)(d->n_steps * d->foreign_gradient_len);
 
         if (autoep_stats(d->handle, &stats) < 0) {
                 snprintf(text, len, "bytes        unknown: %s", autoep_last_error());
@@ -378,8 +367,8 @@ static void daemons_describe(struct lm_backend *backend, char *text, size_t len)
                  "%.1f MB in %llu scatters, %.1f MB exchanged\n"
                  "             this node (%u over %s): %.1f MB of weights received, least %.1f; "
                  "%.1f MB of gradients sent, least %.1f; %.1f MB of tokens\n"
-                 "             least: (nodes-1)/nodes of the weights once per version, and of the "
-                 "fp32 gradient once per step",
+                 "             least: what other nodes own, its weights once per version and its "
+                 "fp32 gradients once per step",
                  (double)stats.gather_len / 1e6, (unsigned long long)stats.gathers,
                  (unsigned long long)stats.gather_hits, (double)stats.scatter_len / 1e6,
                  (unsigned long long)stats.scatters, (double)stats.exchange_len / 1e6,
@@ -441,6 +430,41 @@ static struct autoep_tensor registration(const struct lm_spec *spec, uint32_t id
         return record;
 }
 
+/* What the other nodes own, which no node can do without: their weights, and fp32 gradients for
+ * them. The table of slices is the daemons' own. */
+static int find_foreign(struct daemons *d, const struct autoep_tensor *tensors)
+{
+        const uint32_t n = d->base.spec->n_tensors;
+        struct ae_tensor_spec *specs = calloc(n, sizeof(*specs));
+        struct ae_layout *layout = NULL;
+        int r;
+
+        if (!specs)
+                return ae_fail_sys(ENOMEM, "cannot list %u tensors", n);
+        for (uint32_t i = 0; i < n; i++) {
+                specs[i] = (struct ae_tensor_spec){
+                        .name = tensors[i].name, .unit = tensors[i].unit, .dtype = tensors[i].dtype,
+                        .class = tensors[i].tensor_class, .group = tensors[i].group,
+                        .n_dims = tensors[i].n_dims, .alias_of = tensors[i].alias_of,
+                };
+                memcpy(specs[i].dims, tensors[i].dims, sizeof(specs[i].dims));
+        }
+        r = ae_layout_new(specs, n, d->info.n_nodes, &layout);
+        free(specs);
+        for (uint32_t i = 0; r == 0 && i < layout->n_slices; i++) {
+                const struct ae_layout_slice *slice = &layout->slices[i];
+                const struct ae_layout_segment *segment = &layout->segments[slice->segment];
+
+                if (slice->node == d->info.node)
+                        continue;
+                d->foreign_weight_len += slice->n * ae_dtype_size(segment->dtype);
+                if (segment->trainable)
+                        d->foreign_gradient_len += slice->n * sizeof(float);
+        }
+        ae_layout_free(layout);
+        return r;
+}
+
 /* Rank 0 gives the initial values. */
 static int register_model(struct daemons *d)
 {
@@ -468,9 +492,10 @@ static int register_model(struct daemons *d)
                 tensors[id] = registration(spec, id, d->info.rank == 0 ? init : NULL);
         }
         r = autoep_register(d->handle, &model, AUTOEP_DEFAULT_TIMEOUT);
+        r = r < 0 ? failed(d, r) : find_foreign(d, tensors);
         free(tensors);
         free(init);
-        return r < 0 ? failed(d, r) : 0;
+        return r;
 }
 
 static int find_ids(struct daemons *d)
