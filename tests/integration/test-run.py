@@ -250,6 +250,24 @@ class Failures(Case):
         self.assert_last(done, r"rank 3 \(pid \d+\) was killed by signal 9 \(Killed\) after "
                                r"\d+\.\d s; the others were stopped")
 
+    def test_a_signal_before_an_exit_code(self):
+        """Found ended at once: the one that was killed made the other one exit."""
+        process = self.start("--workers 2", 'echo $$ > $D/half$RANK; mv $D/half$RANK $D/pid$RANK; '
+                             'until [ -e $D/go ]; do sleep 0.05; done; '
+                             '[ $RANK = 0 ] && exit 3; kill -9 $$')
+        for rank in range(2):
+            self.wait_for_file(f"pid{rank}")
+        process.send_signal(signal.SIGSTOP)
+        (self.dir / "go").touch()
+        for rank in range(2):
+            stat = pathlib.Path("/proc") / (self.dir / f"pid{rank}").read_text().strip() / "stat"
+            wait_until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] == "Z",
+                       f"rank {rank} has ended")
+        process.send_signal(signal.SIGCONT)
+        done = self.end(process)
+        self.assertEqual(done.returncode, 137)
+        self.assert_last(done, r"rank 1 \(pid \d+\) was killed by signal 9 \(Killed\) after .*")
+
     def test_alone(self):
         done = self.run_it("", "exit 3")
         self.assertEqual(done.returncode, 3)

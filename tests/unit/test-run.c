@@ -2,6 +2,7 @@
 /* The parts of autoep-run that need no processes: options, lines, environments, places. */
 #include "client/run/child.h"
 #include "client/run/env.h"
+#include "client/run/guard.h"
 #include "client/run/lines.h"
 #include "client/run/options.h"
 #include "client/run/place.h"
@@ -13,12 +14,15 @@
 
 #include "tests/lib/test.h"
 
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- options ---------------------------------------------------------------------------- */
@@ -369,9 +373,112 @@ static void readiness(void **state)
         rmdir(dir);
 }
 
+/* ---- what the guard hears ---------------------------------------------------------------- */
+
+/* As guard.c writes it. */
+struct told {
+        int32_t pid, lives;
+};
+
+static void on_sigchld(uv_signal_t *watch, int number)
+{
+        (void)number;
+        (void)ae_run_child_check(watch->data);
+}
+
+static void on_finished(struct ae_run_child *child)
+{
+        uv_signal_t *watch = child->owner;
+
+        uv_close((uv_handle_t *)watch, NULL);
+}
+
+static void ignore_line(void *arg, const char *line, size_t len)
+{
+        (void)arg;
+        (void)line;
+        (void)len;
+}
+
+/* A number that is free again may be somebody else's group by the time the guard kills. */
+static void a_child_that_ended_is_not_guarded(void **state)
+{
+        char *argv[] = { (char *)(uintptr_t)"true", NULL }, *vars[] = { NULL };
+        struct ae_run_child child = { .on_finished = on_finished,
+                                      .on_line = { ignore_line, ignore_line }, .notify_fd = -1 };
+        struct ae_run_start start = { .argv = argv, .vars = vars, .in = -1, .out = -1 };
+        struct told told[3];
+        uv_signal_t watch;
+        uv_loop_t loop;
+        int ends[2];
+
+        (void)state;
+        assert_int_equal(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+        assert_int_equal(uv_loop_init(&loop), 0);
+        assert_int_equal(uv_signal_init(&loop, &watch), 0);
+        watch.data = &child;
+        child.owner = &watch;
+        assert_int_equal(uv_signal_start(&watch, on_sigchld, SIGCHLD), 0);
+        start.loop = &loop;
+        start.guard_fd = ends[1];
+        assert_int_equal(ae_run_child_start(&child, &start), 0);
+        assert_int_equal(uv_run(&loop, UV_RUN_DEFAULT), 0);
+        assert_int_equal(uv_loop_close(&loop), 0);
+        assert_int_equal(child.code, 0);
+        assert_int_equal(read(ends[0], told, sizeof(told)), 2 * sizeof(*told));
+        assert_int_equal(told[0].pid, child.pid);
+        assert_int_equal(told[0].lives, 1);
+        assert_int_equal(told[1].pid, child.pid);
+        assert_int_equal(told[1].lives, 0);
+        ae_run_child_deinit(&child);
+        close(ends[0]);
+        close(ends[1]);
+}
+
+static pid_t start_group(void)
+{
+        pid_t pid = fork();
+
+        if (pid == 0) {
+                (void)setpgid(0, 0);
+                for (;;)
+                        pause();
+        }
+        assert_true(pid > 0);
+        assert_int_equal(setpgid(pid, pid), 0);
+        return pid;
+}
+
+static void the_guard_kills_what_lives(void **state)
+{
+        char dir[] = "/tmp/test-run.XXXXXX";
+        struct ae_run_guard guard = AE_RUN_GUARD_INIT;
+        pid_t lives, gone;
+        int status;
+
+        (void)state;
+        assert_non_null(mkdtemp(dir));
+        lives = start_group();
+        gone = start_group();
+        assert_int_equal(ae_run_guard_start(dir, &guard), 0);
+        ae_run_guard_born(guard.fd, gone);
+        ae_run_guard_born(guard.fd, lives);
+        ae_run_guard_gone(guard.fd, gone);
+        ae_run_guard_finish(&guard);
+        assert_int_equal(waitpid(lives, &status, 0), lives);
+        assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        assert_int_equal(waitpid(gone, &status, WNOHANG), 0);
+        assert_int_equal(kill(gone, SIGTERM), 0);
+        assert_int_equal(waitpid(gone, &status, 0), gone);
+        assert_int_equal(WTERMSIG(status), SIGTERM); /* by us, not by the guard */
+        assert_int_equal(access(dir, F_OK), -1);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
+                cmocka_unit_test(a_child_that_ended_is_not_guarded),
+                cmocka_unit_test(the_guard_kills_what_lives),
                 cmocka_unit_test(defaults),
                 cmocka_unit_test(everything_given),
                 cmocka_unit_test(refused),
