@@ -12,6 +12,7 @@
 #include "proto/base/clock.h"
 #include "proto/base/num.h"
 #include "proto/base/status.h"
+#include "proto/wire/layout.h"
 
 #include <assert.h>
 #include <stdatomic.h>
@@ -362,7 +363,8 @@ struct fetches {
 static int ask(struct ae_bench_job *job, enum mode mode, uint32_t i, struct autoep_view *view)
 {
         const uint32_t nodes = job->info.n_nodes;
-        const uint64_t part_n = job->model.unit_n / nodes / 128 * 128;
+        const uint64_t part_n = job->model.unit_n / nodes / AE_LAYOUT_CUT *
+                                AE_LAYOUT_CUT;
 
         if (mode != MODE_PART)
                 return gather(job, i % FETCH_UNITS, view);

@@ -89,7 +89,7 @@ static void place_segment(struct placer *placer, const struct ae_layout_segment 
 
         if (n_slices == 0)
                 return;
-        n_larger = (uint32_t)(ae_div_up(segment->n, AE_LAYOUT_SLICE_ALIGN) % n_slices);
+        n_larger = (uint32_t)(ae_div_up(segment->n, AE_LAYOUT_CUT) % n_slices);
         for (uint32_t i = 0; i < n_slices; i++) {
                 swap(&placer->heap[0], &placer->heap[n_nodes - 1 - i]);
                 sift_down(placer, n_nodes - 1 - i);
@@ -150,15 +150,15 @@ static void cut_segment(struct ae_layout *layout, uint32_t id, uint32_t slice_fi
 {
         struct ae_layout_segment *segment = &layout->segments[id];
         uint32_t n_slices = count_slices(layout, segment);
-        uint64_t n_aligned = ae_div_up(segment->n, AE_LAYOUT_SLICE_ALIGN);
+        uint64_t n_blocks = ae_div_up(segment->n, AE_LAYOUT_CUT);
         uint64_t first = 0;
 
         segment->slice_first = slice_first;
         segment->n_slices = n_slices;
-        assert(n_slices <= n_aligned); /* AE_LAYOUT_SLICE_MIN is more than an alignment unit */
+        assert(n_slices <= n_blocks); /* AE_LAYOUT_SLICE_MIN bytes are more than one */
         for (uint32_t i = 0; i < n_slices; i++) {
-                bool larger = i >= n_slices - n_aligned % n_slices;
-                uint64_t n = (n_aligned / n_slices + larger) * AE_LAYOUT_SLICE_ALIGN;
+                bool larger = i >= n_slices - n_blocks % n_slices;
+                uint64_t n = (n_blocks / n_slices + larger) * AE_LAYOUT_CUT;
 
                 layout->slices[slice_first + i] = (struct ae_layout_slice){
                         .segment = id,

@@ -9,7 +9,7 @@
 
 /* Stands in every job digest: two hosts that place by different rules must not agree. Raise it
  * when a rule on layout.h or the encoding in layout-digest.c changes. */
-#define AE_LAYOUT_RULES 1
+#define AE_LAYOUT_RULES 2
 
 struct ae_layout_name {
         const char *name; /* borrowed from the tensor or unit; NULL: free */

@@ -11,10 +11,12 @@
  * that holds only tensors without elements has no slices. All element offsets are uint64_t; a
  * unit may exceed 2^32 bytes.
  *
- * Slice: what one node owns of a segment, contiguous, cut at multiples of AE_LAYOUT_SLICE_ALIGN
- * elements (the last one ends with the segment). A segment with elements is cut over
+ * Slice: what one node owns of a segment, contiguous, cut at multiples of AE_LAYOUT_CUT elements
+ * (the last one ends with the segment), so that no cut goes through a block of the norm, whatever
+ * the number of nodes. A segment with elements is cut over
  * S = min(nodes, ceil(bytes / AE_LAYOUT_SLICE_MIN)) owners into slices that differ by at most
- * AE_LAYOUT_SLICE_ALIGN elements, the larger ones last.
+ * AE_LAYOUT_CUT elements, the larger ones last. Slices and segments are stored with room for a
+ * multiple of AE_LAYOUT_SLICE_ALIGN elements.
  *
  * Placement: the slices of a segment go to the S least loaded nodes, the larger ones to the less
  * loaded, otherwise in order of load. Trainable segments are placed first, in table order; the
@@ -27,7 +29,7 @@
  * What this promises: node_state_n of any two nodes differs by at most one slice of
  * AE_LAYOUT_SLICE_MIN bytes (131,072 elements of bf16), for any job: a segment too small for all
  * nodes has no larger slices and goes to the least loaded, and one large enough for all adds the
- * same to each, but for one alignment unit. Weight bytes differ by at most AE_LAYOUT_SLICE_MIN
+ * same to each, but for AE_LAYOUT_CUT elements. Weight bytes differ by at most AE_LAYOUT_SLICE_MIN
  * where all segments have one dtype. So where a node owns 20 times that, 5 MiB of bf16 weights,
  * its shard is within 5 % of the mean. Below that the cut is too coarse: over 1,000 nodes,
  * DeepSeek-V3 has enough, Qwen3-30B-A3B and Mixtral-8x7B (3 MiB a node) haven't.
@@ -41,6 +43,7 @@
 #include <stdint.h>
 
 #define AE_LAYOUT_TENSOR_ALIGN 256            /* bytes */
+#define AE_LAYOUT_CUT 4096                    /* elements */
 #define AE_LAYOUT_SLICE_ALIGN 128             /* elements */
 #define AE_LAYOUT_SLICE_MIN (256 * 1024)      /* bytes */
 #define AE_LAYOUT_MAX_DIMS 8

@@ -256,7 +256,7 @@ static void the_largest_tensor_is_2_to_48_bytes(void **state)
         assert_null(ae_layout_free(layout));
 }
 
-/* S = min(nodes, ceil(bytes / 256 KiB)), equal to 128 elements, larger ones last. */
+/* S = min(nodes, ceil(bytes / 256 KiB)), equal to 4,096 elements, larger ones last. */
 static void a_segment_is_cut_evenly(void **state)
 {
         struct ae_tensor_spec spec = DENSE("x", "u", BF16, VECTOR(3 * 131072));
@@ -268,7 +268,7 @@ static void a_segment_is_cut_evenly(void **state)
         spec.dims[0]++;
         layout = build(&spec, 1, 100);
         assert_int_equal(layout->n_slices, 4);
-        /* 3,073 units of 128 over 4: 768, 768, 768, 769, of which the last holds 1 element. */
+        /* 97 blocks of 4,096 over 4: 24, 24, 24, 25, of which the last holds 1 element. */
         assert_int_equal(layout->slices[2].n, 98304);
         assert_int_equal(layout->slices[3].first, 294912);
         assert_int_equal(layout->slices[3].n, 98305);
@@ -277,6 +277,14 @@ static void a_segment_is_cut_evenly(void **state)
         assert_int_equal(layout->slices[0].node, 1);
         assert_int_equal(layout->slices[2].node, 3);
         assert_int_equal(layout->node_state_n[4], 0);
+        assert_null(ae_layout_free(layout));
+        spec.dims[0] += 4999;
+        layout = build(&spec, 1, 100);
+        /* 98 blocks over 4: 24, 24, 25, 25, of which the last holds 904 elements. */
+        assert_int_equal(layout->slices[1].n, 98304);
+        assert_int_equal(layout->slices[2].n, 102400);
+        assert_int_equal(layout->slices[3].first, 299008);
+        assert_int_equal(layout->slices[3].n, 99208);
         assert_null(ae_layout_free(layout));
         layout = build(&spec, 1, 2);
         assert_int_equal(layout->n_slices, 2);
