@@ -164,7 +164,8 @@ static int put_before_verdict_is_read(struct cluster_worker *w)
         DO(contract_scatter(w, CONTRACT_UNIT_B, 0.5f));
         if (w->rank == 3)
                 CLUSTER_REFUSED(w, autoep_step(w->handle, &step, 0, &v), AUTOEP_ETIMEDOUT, "");
-        else
+        MEET(w); /* the others have not asked: there is no verdict yet */
+        if (w->rank != 3)
                 DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
         MEET(w);
         if (w->rank == 0) {
