@@ -6,6 +6,7 @@
 #include "proto/base/clock.h"
 #include "proto/base/status.h"
 #include "proto/wire/control.h"
+#include "proto/wire/wire.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -16,8 +17,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-
-#define AE_CTL_VERSION 1 /* of CtlRequest */
 
 struct link {
         int fd;
@@ -121,7 +120,7 @@ static int send_question(const struct link *link, const struct ae_ctl_question *
         struct ae_control_frame frame = { .type = htole16(AE_CONTROL_CTL_REQUEST) };
         size_t len;
 
-        request.version = AE_CTL_VERSION;
+        request.version = AE_WIRE_VERSION;
         request.command = (char *)question->command; /* protobuf-c has no const; it only reads */
         request.job = (char *)question->job;
         request.tensor = (char *)question->tensor;

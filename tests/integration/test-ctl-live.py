@@ -26,7 +26,10 @@ WORKER = sys.argv.pop()
 CTL = sys.argv.pop()
 AUTOEPD = sys.argv.pop()
 RUN = sys.argv.pop()
-SCHEMA = pathlib.Path(__file__).parents[2] / "client" / "ctl" / "SCHEMA.md"
+ROOT = pathlib.Path(__file__).parents[2]
+SCHEMA = ROOT / "client" / "ctl" / "SCHEMA.md"
+VERSION = int(re.search(r"#define AE_WIRE_VERSION (\d+)",
+                        (ROOT / "proto" / "wire" / "wire.h").read_text())[1])
 DEADLINE = 30
 WORLD = 4
 FRAME = struct.Struct("<IHH") # struct ae_control_frame
@@ -192,7 +195,7 @@ class Case(unittest.TestCase):
             for item in row[key] if items else ():
                 self.assertIn(type(item), items, f"{table}.{key}")
 
-    def say(self, command, version=1):
+    def say(self, command, version=VERSION):
         """A request that autoep-ctl wouldn't send: (status, text) of the answer."""
         body = b"\x08%c\x12%c%s" % (version, len(command), command.encode())
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -582,7 +585,7 @@ class Changing(Case):
         status, text = self.say("events")
         self.assertEqual(status, -16)
         self.assertIn("unknown command 'events': this daemon answers 'status', 'nodes'", text)
-        self.assertEqual(self.say("status", version=2)[0], -7)
+        self.assertEqual(self.say("status", version=VERSION + 1)[0], -7)
         self.end()
 
     def test_what_cannot_be_told(self):

@@ -9,6 +9,7 @@
 #include "proto/base/num.h"
 #include "proto/base/status.h"
 #include "proto/wire/control.h"
+#include "proto/wire/wire.h"
 
 #include "tests/lib/test.h"
 
@@ -29,6 +30,7 @@ struct daemon {
         uint32_t cut;        /* bytes of the answer that are never sent */
         /* what was asked */
         char asked[256];
+        uint32_t version; /* that it was asked with */
         pthread_t thread;
         int listener;
         char dir[64];
@@ -76,9 +78,9 @@ static void note_request(struct daemon *daemon, int fd)
         if (ae_control_unpack(le16toh(frame.type), data, le32toh(frame.len), &message) < 0)
                 return;
         request = (const Autoep__CtlRequest *)message;
-        (void)snprintf(daemon->asked, sizeof(daemon->asked), "v%u %s job=%s tensor=%s unit=%s",
-                       request->version, request->command, request->job, request->tensor,
-                       request->unit);
+        (void)snprintf(daemon->asked, sizeof(daemon->asked), "%s job=%s tensor=%s unit=%s",
+                       request->command, request->job, request->tensor, request->unit);
+        daemon->version = request->version;
         ae_control_free(message);
 }
 
@@ -394,7 +396,8 @@ static void the_question_is_sent(void **state)
         struct result result = ask(&daemon, "-j moe shards -t layer.0.w --unit=layer.0");
 
         (void)state;
-        assert_string_equal(daemon.asked, "v1 shards job=moe tensor=layer.0.w unit=layer.0");
+        assert_string_equal(daemon.asked, "shards job=moe tensor=layer.0.w unit=layer.0");
+        assert_int_equal(daemon.version, AE_WIRE_VERSION);
         assert_string_equal(result.out, "no shards\n");
         result_free(&result);
 }
