@@ -256,6 +256,19 @@ struct autoep_hyper {
         double lr, beta1, beta2, eps, weight_decay; /* SGD: beta1 is the momentum */
 };
 
+/* A sum of squares of fp32 values, exact: that of limb[i] * 2^(64 i - 298). Zeroed it is empty. */
+struct autoep_norm2 {
+        uint64_t limb[10];
+};
+/*
+ * Adds @square, a sum of squares of fp32 values in double, exactly, so that the order of these
+ * calls and who makes them can't be seen in the norm. Nor can the way in which experts are spread
+ * over ranks, if each call adds a block of 4,096 elements of one expert's tensor. AUTOEP_EINVAL for
+ * what no such sum can be (negative, not finite, not a multiple of 2^-298), and for a @sum that was
+ * never zeroed. Any thread; no handle.
+ */
+AUTOEP_API int autoep_norm2_add(struct autoep_norm2 *sum, double square);
+
 struct autoep_step {
         size_t size;
         const struct autoep_hyper *hyper; /* one per optimizer group; every rank passes the same */
@@ -269,7 +282,7 @@ struct autoep_step {
         const uint64_t *counts; /* tokens per expert: for each buffer tensor of the model in order,
                                    one count per element; NULL with n_counts 0 */
         uint32_t n_counts;
-        double expert_norm2;    /* squares of the reduced expert gradients this rank counts */
+        struct autoep_norm2 expert_norm2; /* of the reduced expert gradients this rank counts */
         const char *expert_nonfinite; /* NULL, or the expert tensor in which NaN or Inf was found */
 };
 
@@ -278,7 +291,7 @@ struct autoep_verdict {
         uint32_t kind;          /* enum autoep_verdict_kind */
         uint64_t version, round, epoch; /* after it; the round that it ended is round - 1 */
         double scale;           /* s as used */
-        double norm;            /* of s * gradient, dense and experts */
+        double norm;            /* of s * gradient, dense and experts; SKIPPED: not finite */
         double clip;            /* factor <= 1 */
         double grad_scale;      /* s * clip, what optimizers multiply gradients with */
         uint64_t tokens, micro_batches; /* of all ranks */

@@ -9,6 +9,7 @@
 #include "client/queue.h"
 #include "proto/base/num.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -53,6 +54,51 @@ static int micro_batch_end(struct autoep *h)
 int autoep_micro_batch_end(autoep *h)
 {
         return ae_api("autoep_micro_batch_end", micro_batch_end(h));
+}
+
+/* ---- the norm of experts ----------------------------------------------------------------- */
+
+static_assert(sizeof(struct autoep_norm2) == sizeof(struct ae_longacc), "one and the same");
+
+static struct ae_longacc longacc_of(const struct autoep_norm2 *sum)
+{
+        struct ae_longacc acc;
+
+        memcpy(&acc, sum, sizeof(acc));
+        return acc;
+}
+
+static int check_norm2(const struct autoep_norm2 *sum)
+{
+        struct ae_longacc acc = longacc_of(sum);
+
+        if (ae_longacc_below(&acc, AE_WIRE_RANK_NORM2))
+                return 0;
+        return ae_fail(AE_EINVAL, "the sum of squares of experts is about %g, more than gradients "
+                       "give: zero it, and add with autoep_norm2_add()", ae_longacc_round(&acc));
+}
+
+static int norm2_add(struct autoep_norm2 *sum, double square)
+{
+        struct ae_longacc acc;
+        int r;
+
+        if (!sum)
+                return ae_fail(AE_EINVAL, "there is no sum to add %g to", square);
+        r = check_norm2(sum);
+        if (r < 0)
+                return r;
+        acc = longacc_of(sum);
+        if (!ae_longacc_takes(square))
+                return ae_fail(AE_EINVAL, "%g is no sum of squares of fp32 values", square);
+        ae_longacc_add(&acc, square);
+        memcpy(sum, &acc, sizeof(acc));
+        return 0;
+}
+
+int autoep_norm2_add(struct autoep_norm2 *sum, double square)
+{
+        return ae_api("autoep_norm2_add", norm2_add(sum, square));
 }
 
 /* ---- the request ------------------------------------------------------------------------ */
@@ -133,6 +179,8 @@ static int check_step(const struct autoep *h, const struct autoep_step *step)
         if (r == 0)
                 r = check_number("balance_rate", step->balance_rate);
         if (r == 0)
+                r = check_norm2(&step->expert_norm2);
+        if (r == 0)
                 r = check_counts(h, step);
         if (r < 0)
                 return r;
@@ -166,7 +214,7 @@ static void write_request(struct autoep *h, const struct autoep_step *step)
         to->round = h->asked_round;
         to->tokens = step->tokens;
         to->micro_batches = atomic_load(&h->micro);
-        to->expert_norm2 = step->expert_norm2;
+        memcpy(&to->expert_norm2, &step->expert_norm2, sizeof(to->expert_norm2));
         to->redo = !!(step->flags & AUTOEP_STEP_REDO);
         to->bad_expert = step->expert_nonfinite != NULL;
         to->n_counts = step->n_counts;

@@ -119,18 +119,9 @@ static double lanes_sum(struct lanes lanes)
         return sum;
 }
 
-static double canonical64(double x)
+static bool vec_norm2(const float *x, size_t n, struct ae_longacc *sum)
 {
-        uint64_t bits = AE_OPS_NAN64_BITS;
-
-        if (x != x)
-                memcpy(&x, &bits, sizeof(x));
-        return x;
-}
-
-static double vec_norm2(const float *x, size_t n)
-{
-        double norm2 = 0;
+        bool finite = true;
 
         for (size_t block = 0; block < n; block += AE_OPS_NORM_BLOCK) {
                 size_t end = AE_MIN(n, block + AE_OPS_NORM_BLOCK), i = block;
@@ -140,9 +131,9 @@ static double vec_norm2(const float *x, size_t n)
                         lanes = lanes_add(lanes, vec_load(x + i));
                 if (i < end)
                         lanes = lanes_add(lanes, vec_load_part(x + i, end - i));
-                norm2 += lanes_sum(lanes);
+                finite &= ae_ops_add_block(sum, lanes_sum(lanes));
         }
-        return canonical64(norm2);
+        return finite;
 }
 
 /* A sum on its way. @inputs are the sum's, or acc itself where it is only looked at. */
@@ -314,18 +305,19 @@ INLINE uint32_t fold_part(const struct fold *fold, size_t at, size_t n, struct l
         return bad_any(bad) ? search(fold, at, n) : 0;
 }
 
-/* One norm block, elements @at to @end; adds to norm2 and bad. */
-INLINE void fold_block(const struct fold *fold, size_t at, size_t end, double *norm2,
-                       uint32_t *bad)
+/* One norm block, elements @at to @end, of @sum, whose results it adds to. */
+INLINE void fold_block(const struct fold *fold, size_t at, size_t end, struct ae_ops_sum *sum)
 {
         struct lanes lanes = lanes_zero();
+        uint32_t bad = 0;
 
         for (; at + TILE <= end; at += TILE)
-                *bad |= fold_tile(fold, at, &lanes);
+                bad |= fold_tile(fold, at, &lanes);
         for (; at < end; at += VEC)
-                *bad |= fold_part(fold, at, AE_MIN(end - at, VEC), &lanes);
-        if (fold->norm)
-                *norm2 += lanes_sum(lanes);
+                bad |= fold_part(fold, at, AE_MIN(end - at, VEC), &lanes);
+        sum->nonfinite |= bad;
+        if (fold->norm && !ae_ops_add_block(&sum->norm2, lanes_sum(lanes)))
+                sum->infinite = true;
 }
 
 static bool any_bf16(const struct ae_ops_sum *sum)
@@ -354,15 +346,14 @@ static void vec_sum(struct ae_ops_sum *sum)
                 .norm = sum->norm,
                 .stream = !sum->keep && stream_wanted(sum->acc, sum->n * sizeof(*sum->acc)),
         };
-        double norm2 = 0;
-        uint32_t bad = 0;
 
         assert(sum->n_inputs <= AE_OPS_SUM_MAX);
+        sum->nonfinite = 0;
+        sum->infinite = false;
+        sum->norm2 = (struct ae_longacc){ { 0 } };
         for (size_t at = 0; at < sum->n; at += AE_OPS_NORM_BLOCK)
-                fold_block(&fold, at, AE_MIN(sum->n, at + AE_OPS_NORM_BLOCK), &norm2, &bad);
+                fold_block(&fold, at, AE_MIN(sum->n, at + AE_OPS_NORM_BLOCK), sum);
         stream_end(fold.stream);
-        sum->nonfinite = bad;
-        sum->norm2 = canonical64(norm2);
 }
 
 /* Where the optimizers put the new weights. */

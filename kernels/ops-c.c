@@ -42,15 +42,6 @@ static inline float bits_float(uint32_t bits)
         return x;
 }
 
-static inline double nan64(void)
-{
-        uint64_t bits = AE_OPS_NAN64_BITS;
-        double x;
-
-        memcpy(&x, &bits, sizeof(x));
-        return x;
-}
-
 static inline bool finite_bits(uint32_t bits)
 {
         return (bits & EXPONENT) != EXPONENT;
@@ -133,17 +124,17 @@ static double lanes_sum(const double lanes[static AE_OPS_NORM_LANES])
         return sum;
 }
 
-static double c_norm2(const float *x, size_t n)
+static bool c_norm2(const float *x, size_t n, struct ae_longacc *sum)
 {
-        double norm2 = 0;
+        bool finite = true;
 
         for (size_t at = 0; at < n; at += AE_OPS_NORM_BLOCK) {
                 double lanes[AE_OPS_NORM_LANES] = { 0 };
 
                 lanes_add(lanes, x + at, AE_MIN(n - at, (size_t)AE_OPS_NORM_BLOCK));
-                norm2 += lanes_sum(lanes);
+                finite &= ae_ops_add_block(sum, lanes_sum(lanes));
         }
-        return norm2 == norm2 ? norm2 : nan64();
+        return finite;
 }
 
 /* Widens @n elements of an input from @at; returns whether one is not finite. */
@@ -184,8 +175,9 @@ static void c_sum(struct ae_ops_sum *sum)
 {
         const struct ae_ops_input self = { .data = sum->acc, .dtype = AE_DTYPE_F32 };
         bool only_look = sum->keep && sum->n_inputs == 0;
-        double norm2 = 0;
+        struct ae_longacc norm2 = { { 0 } };
         uint32_t bad = 0;
+        bool finite = true;
 
         assert(sum->n_inputs <= AE_OPS_SUM_MAX);
         for (size_t block = 0; block < sum->n; block += AE_OPS_NORM_BLOCK) {
@@ -205,10 +197,12 @@ static void c_sum(struct ae_ops_sum *sum)
                         if (sum->norm)
                                 lanes_add(lanes, x, n);
                 }
-                norm2 += lanes_sum(lanes);
+                if (sum->norm)
+                        finite &= ae_ops_add_block(&norm2, lanes_sum(lanes));
         }
         sum->nonfinite = sum->check ? bad : 0;
-        sum->norm2 = norm2 == norm2 ? norm2 : nan64();
+        sum->infinite = !finite;
+        sum->norm2 = norm2;
 }
 
 /* Elements @at to @at + n of the weights, from the new masters @p. */

@@ -8,9 +8,19 @@
 
 #include "kernels/ops.h"
 
+#include <math.h>
+
 /* Bits that stand for every NaN that arithmetic makes; see ops.h. */
 #define AE_OPS_NAN_BITS UINT32_C(0x7fc00000)
-#define AE_OPS_NAN64_BITS UINT64_C(0x7ff8000000000000)
+
+/* Adds the sum of a norm block; false, and nothing added, when it is not finite. */
+static inline bool ae_ops_add_block(struct ae_longacc *sum, double block)
+{
+        if (!isfinite(block))
+                return false;
+        ae_longacc_add(sum, block);
+        return true;
+}
 
 /* See floor.h, whose functions call these. */
 struct ae_ops_floor {

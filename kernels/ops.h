@@ -7,13 +7,14 @@
  * pure: no allocation, no locks, any thread. No fused multiply-add, IEEE division and square root,
  * subnormals kept (callers never set FTZ or DAZ), rounding to nearest even. Lengths are in elements
  * unless named len (bytes); pointers need only element alignment; ranges must not overlap unless
- * said; n may be 0. Where arithmetic gives a NaN, its bits are 0x7fc00000 (in double
- * 0x7ff8000000000000), for processors and compilers differ in whose payload and sign they keep;
- * what is only copied or converted keeps its own.
+ * said; n may be 0. Where arithmetic gives a NaN, its bits are 0x7fc00000, for processors and
+ * compilers differ in whose payload and sign they keep; what is only copied or converted keeps its
+ * own.
  */
 #pragma once
 
 #include "proto/base/dtype.h"
+#include "proto/base/longacc.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -48,10 +49,11 @@ struct ae_ops_sum {
                           * which is not written; its bit in nonfinite is then bit 0 */
         bool keep;       /* start from what acc holds */
         bool check;      /* whether nonfinite is wanted: of the inputs, not of base or the fold */
-        bool norm;       /* whether norm2 is wanted: of the finished acc */
+        bool norm;       /* whether norm2 and infinite are wanted: of the finished acc */
         /* results */
         uint32_t nonfinite; /* bit k: input k holds a NaN or Inf; 0 without check */
-        double norm2;       /* as norm2() of the finished acc gives it; 0 without norm */
+        bool infinite;      /* acc holds a NaN or Inf; norm2 then lacks the blocks that do */
+        struct ae_longacc norm2; /* what norm2() adds of the finished acc; 0 without norm */
 };
 
 /* Scalars of an AdamW step, each rounded once from double by ae_adamw_scalars(). */
@@ -81,11 +83,12 @@ struct ae_ops {
         void (*bf16_to_f32)(float *to, const ae_bf16 *from, size_t n);
         void (*sum)(struct ae_ops_sum *sum);
         /*
-         * Sum of squares in double: 4,096-element blocks from the start of the range; in a block,
-         * lane i%16 adds (double)x*(double)x in index order; then lanes 0..15 in order; then blocks
-         * in order. NaN and Inf propagate.
+         * Adds the sum of squares to @sum: 4,096-element blocks from the start of the range; in a
+         * block, in double, lane i%16 adds (double)x*(double)x in index order; then lanes 0..15 in
+         * order; blocks are added exactly, so that a range may be cut between them. False when a
+         * block holds a NaN or Inf; such blocks are left out.
          */
-        double (*norm2)(const float *x, size_t n);
+        bool (*norm2)(const float *x, size_t n, struct ae_longacc *sum);
         /* Whether all are finite; ret_index (may be NULL) is the first that is not, if any. */
         bool (*finite_f32)(const float *x, size_t n, size_t *ret_index);
         bool (*finite_bf16)(const ae_bf16 *x, size_t n, size_t *ret_index);

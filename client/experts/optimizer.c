@@ -12,7 +12,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -297,18 +296,18 @@ static void find_bad(const struct ae_expert_opt *opt, const char *where,
         }
 }
 
-/* In index order, tensor by tensor; an element's gap to the next tensor takes no part. */
-static double sum_norm2(const struct ae_expert_opt *opt)
+/* Tensor by tensor; the gap to the next one takes no part. False: one of them is not finite. */
+static bool sum_norm2(const struct ae_expert_opt *opt, struct ae_longacc *sum)
 {
-        double sum = 0;
+        bool finite = true;
 
         for (uint32_t i = 0; i < opt->n_slots; i++) {
                 const struct ae_expert_slot *slot = &opt->slots[i];
 
                 if (!slot->spec.frozen)
-                        sum += ae_ops()->norm2(opt->grad + slot->first, slot->spec.n);
+                        finite &= ae_ops()->norm2(opt->grad + slot->first, slot->spec.n, sum);
         }
-        return sum;
+        return finite;
 }
 
 int ae_expert_opt_reduce(struct ae_expert_opt *opt, struct ae_comm *edp, uint64_t deadline_ns,
@@ -327,9 +326,8 @@ int ae_expert_opt_reduce(struct ae_expert_opt *opt, struct ae_comm *edp, uint64_
                 return r;
         }
         phase_move(opt, AE_EXPERT_REDUCED);
-        if (edp->position == 0)
-                report.norm2 = sum_norm2(opt);
-        if (!isfinite(report.norm2)) /* finite parts may have an infinite sum */
+        /* Finite parts may have an infinite sum. */
+        if (edp->position == 0 && !sum_norm2(opt, &report.norm2))
                 find_bad(opt, "in the sum over replicas", &report);
         opt->bad = report.nonfinite;
         if (opt->reduced) {

@@ -78,9 +78,11 @@ float *ae_expert_opt_grad(struct ae_expert_opt *opt, uint32_t index);
 
 /* What reduce found; goes with the step request to the daemon. */
 struct ae_expert_report {
-        double norm2;         /* of the reduced, unscaled gradients, each distinct expert counted
-                               * once: at EDP position 0; 0 elsewhere. Partials of all ranks add up
-                               * to the experts' part of the global norm */
+        struct ae_longacc norm2; /* of the reduced, unscaled gradients, each distinct expert counted
+                                  * once: at EDP position 0; 0 elsewhere. Blocks begin with each
+                                  * tensor and are added exactly, so that the sum over all ranks,
+                                  * the experts' part of the global norm, doesn't depend on which
+                                  * of them holds what. Without the blocks that are not finite */
         bool nonfinite;       /* this rank's own gradients hold NaN or Inf, first in: */
         uint32_t tensor;      /* index */
         size_t element;

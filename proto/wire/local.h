@@ -140,7 +140,7 @@ struct ae_local_step {
         uint64_t round;         /* which round it closes */
         uint64_t tokens;
         uint64_t micro_batches; /* this rank's in the round */
-        double expert_norm2;
+        struct ae_longacc expert_norm2; /* of what this rank counts */
         uint32_t redo;
         uint32_t bad_expert;    /* 1: NaN or Inf in expert tensor bad_text */
         uint32_t n_counts;

@@ -7,11 +7,13 @@
  */
 #pragma once
 
+#include "proto/base/longacc.h"
+
 #include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define AE_WIRE_VERSION 1
+#define AE_WIRE_VERSION 2
 
 #define AE_WIRE_MAX_WORLD 65536u
 #define AE_WIRE_MAX_JOBS 256u
@@ -21,6 +23,12 @@
 #define AE_WIRE_MAX_PARTS (1u << 20) /* parts of one slice */
 #define AE_WIRE_MAX_COUNTS 65536u    /* load counts in one vote */
 #define AE_WIRE_TEXT 256u            /* bytes of a reason, with the final NUL */
+/* What one rank, or one node, reports of the norm squared is below 2^this: more than any gradients
+ * give, and the sums over the ranks of a node and over all nodes still fit. */
+#define AE_WIRE_RANK_NORM2 310
+#define AE_WIRE_NODE_NORM2 326
+static_assert(AE_WIRE_RANK_NORM2 + 16 <= AE_WIRE_NODE_NORM2, "AE_WIRE_MAX_WORLD ranks fit");
+static_assert(AE_WIRE_NODE_NORM2 + 1 + 10 <= AE_LONGACC_END, "two sums of 1,024 nodes fit");
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "autoep's wire format is little-endian and so must be the host"
@@ -117,16 +125,20 @@ static_assert(sizeof(struct ae_wire_bad) == 16 + 256, "wire format");
 struct ae_wire_vote {
         struct ae_wire_head head;
         uint64_t tokens, micro_batches; /* sums over the node's ranks */
-        double norm2;                   /* of this owner's slices, unscaled */
-        double expert_norm2;            /* sum over the node's ranks in rank order, unscaled */
+        struct ae_longacc norm2;        /* of this owner's slices, unscaled */
+        struct ae_longacc expert_norm2; /* sum over the node's ranks, unscaled */
         uint32_t ask_rank;              /* lowest rank of the node; AE_WIRE_NONE: no ranks here */
         uint32_t redo;                  /* a rank cannot finish, or overflow: why in bad.text */
         uint32_t disagree;              /* ranks of this node disagree: what in bad.text */
         uint32_t n_counts;
+        uint32_t infinite;              /* a sum of this owner holds a NaN or Inf */
+        uint32_t zero;
         struct ae_wire_ask ask;
         struct ae_wire_bad bad;
         uint64_t counts[];              /* sums over the node's ranks */
 } __attribute__((packed));
+static_assert(offsetof(struct ae_wire_vote, norm2) == 40, "wire format");
+static_assert(sizeof(struct ae_wire_vote) == 224 + 1320 + 272, "wire format");
 
 enum ae_verdict_kind { AE_VERDICT_APPLIED = 1, AE_VERDICT_SKIPPED = 2, AE_VERDICT_REDO = 3,
                        AE_VERDICT_PUT = 4, AE_VERDICT_REFUSED = 5 };

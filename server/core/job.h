@@ -85,7 +85,6 @@ struct ae_sum {
 struct ae_part {
         uint16_t next;      /* first global group that is not settled */
         bool busy, started, complete;
-        double norm2;
 };
 
 /* What lies in one of a sender's slots here until it is folded. */
@@ -357,6 +356,8 @@ struct ae_job {
         uint32_t *owned_of_slice;  /* owned; AE_WIRE_NONE: not ours */
         uint32_t *owned_of_unit;   /* owned; where each unit's begin in owned, and their end */
         uint32_t n_incomplete;     /* parts */
+        struct ae_longacc norm2;   /* of the complete ones */
+        bool infinite;             /* one of them holds a NaN or Inf */
         enum ae_round_state round_state;
         bool kept; /* REFUSED, a put: sums and micro-batches stay for the next round */
         uint32_t n_ended;          /* nodes whose END came */
@@ -572,7 +573,6 @@ void ae_owner_local_final(struct ae_job *job, uint32_t group, uint32_t slice);
 void ae_owner_pump(struct ae_owned *owned); /* its sums may be written again */
 void ae_owner_settle(struct ae_job *job); /* more is known about who scatters nothing */
 void ae_owner_reset(struct ae_job *job);
-double ae_owner_norm2(const struct ae_job *job);
 void ae_owner_flush(struct ae_job *job, uint32_t node); /* gives credits back that are due */
 void ae_owner_voted(struct ae_job *job);                /* all credits are due */
 struct ae_sum *ae_job_sum(const struct ae_job *job, uint32_t local_group, uint32_t unit);

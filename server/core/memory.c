@@ -107,7 +107,7 @@ static void plan_slots(struct ae_job *job)
         }
         if (len == 0)
                 len = AE_MIN(largest, SLOT_LEN_MAX);
-        job->slot_len = ae_align_up(AE_MAX(len, SLOT_LEN_MIN), 4096);
+        job->slot_len = ae_align_up(AE_MAX(len, SLOT_LEN_MIN), AE_OPS_NORM_BLOCK * wire);
         job->part_n = ae_u32(job->slot_len / wire);
 }
 

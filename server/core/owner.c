@@ -2,7 +2,9 @@
 /*
  * Scatter at the owner: sums of groups are folded into the owner's sum in the order of the groups,
  * part by part, the longest prefix that is there in one pass. A group that scattered nothing is
- * skipped once its node has said so. The norm is taken in the pass that folds the last group in.
+ * skipped once its node has said so. The norm is taken in the pass that folds the last group in;
+ * parts begin between its blocks, whose sums are added exactly, so that neither the cut into slices
+ * and parts nor the order in which they are complete can be seen in it.
  *
  * Slots cannot block each other: the first group's parts are always foldable, so its node's slots
  * come free, then the second's, and so on; what waits, waits in its sender's own sum.
@@ -16,8 +18,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+static_assert(AE_LAYOUT_CUT % AE_OPS_NORM_BLOCK == 0, "slices begin between blocks of the norm");
+
 static void new_parts(struct ae_job *job, struct ae_owned *owned, uint64_t n)
 {
+        assert(job->part_n % AE_OPS_NORM_BLOCK == 0);
         owned->n_parts = ae_u32(ae_div_up(n, job->part_n));
         owned->parts = ae_core_alloc(owned->n_parts, sizeof(*owned->parts));
 }
@@ -222,7 +227,8 @@ static void on_folded(struct ae_task *task)
         if (job->state >= AE_JOB_FAILED)
                 return;
         if (task->sum.sum.norm) {
-                part->norm2 = task->sum.sum.norm2;
+                ae_longacc_join(&job->norm2, &task->sum.sum.norm2);
+                job->infinite |= task->sum.sum.infinite;
                 complete(owned, part);
                 return;
         }
@@ -352,6 +358,8 @@ void ae_owner_reset(struct ae_job *job)
         job->n_incomplete = 0;
         for (uint32_t node = 0; node < job->core->options.n_nodes; node++)
                 assert(job->peers[node].n_held == 0);
+        job->norm2 = (struct ae_longacc){ { 0 } };
+        job->infinite = false;
         for (uint32_t i = 0; i < job->n_owned; i++) {
                 struct ae_owned *owned = &job->owned[i];
 
@@ -363,19 +371,6 @@ void ae_owner_reset(struct ae_job *job)
                         assert(!part->busy);
                         part->next = 0;
                         part->started = part->complete = false;
-                        part->norm2 = 0;
                 }
         }
-}
-
-/* Blocks inside a part, parts in slice order, slices in layout order. */
-double ae_owner_norm2(const struct ae_job *job)
-{
-        double norm2 = 0;
-
-        for (uint32_t i = 0; i < job->n_owned; i++) {
-                for (uint32_t p = 0; p < job->owned[i].n_parts; p++)
-                        norm2 += job->owned[i].parts[p].norm2;
-        }
-        return norm2;
 }

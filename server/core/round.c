@@ -104,6 +104,9 @@ int ae_round_step(struct ae_worker *worker)
             step->ask.n_groups > AE_WIRE_MAX_GROUPS)
                 return ae_fail(AE_EPROTO, "its step request has %u counts and %u groups",
                                step->n_counts, step->ask.n_groups);
+        if (!ae_longacc_below(&step->expert_norm2, AE_WIRE_RANK_NORM2))
+                return ae_fail(AE_EPROTO, "its step request has an expert norm2 of 2^%d or more",
+                               AE_WIRE_RANK_NORM2);
         memcpy(step->counts, page->step.counts, step->n_counts * sizeof(step->counts[0]));
         step->bad_text[sizeof(step->bad_text) - 1] = '\0';
         if (step->round < worker->job->round)
@@ -197,7 +200,7 @@ static void disagree(char *text, size_t size, const char *field, uint32_t a, uin
                        a, b);
 }
 
-/* One rank's request into the node's vote. */
+/* One rank's request into the node's vote, but for its part of the norm. */
 static void add_step(struct ae_wire_vote *vote, const struct ae_worker *worker)
 {
         const struct ae_local_step *step = worker->step;
@@ -205,7 +208,6 @@ static void add_step(struct ae_wire_vote *vote, const struct ae_worker *worker)
 
         vote->tokens += step->tokens;
         vote->micro_batches += step->micro_batches;
-        vote->expert_norm2 += step->expert_norm2;
         if (vote->ask_rank == AE_WIRE_NONE) {
                 vote->ask_rank = worker->rank;
                 vote->ask = step->ask;
@@ -240,16 +242,21 @@ static void add_step(struct ae_wire_vote *vote, const struct ae_worker *worker)
 static void send_vote(struct ae_job *job)
 {
         struct ae_wire_vote *vote = job->vote;
+        struct ae_longacc expert_norm2 = { { 0 } };
 
         memset(vote, 0, sizeof(*vote));
         memset((char *)(vote + 1), 0, job->n_buffer_counts * sizeof(uint64_t));
         vote->head = ae_job_head(job, AE_WIRE_VOTE);
-        vote->norm2 = ae_owner_norm2(job);
+        vote->norm2 = job->norm2;
+        vote->infinite = job->infinite;
         vote->ask_rank = AE_WIRE_NONE;
         vote->bad = job->bad;
         vote->redo = job->redo;
-        for (uint32_t i = 0; i < job->n_local; i++)
+        for (uint32_t i = 0; i < job->n_local; i++) {
+                ae_longacc_join(&expert_norm2, &job->locals[i]->step->expert_norm2);
                 add_step(vote, job->locals[i]);
+        }
+        vote->expert_norm2 = expert_norm2;
         round_move(job, AE_ROUND_VOTED);
         ae_owner_voted(job);
         ae_job_msg(job, 0, vote, sizeof(*vote) + vote->n_counts * sizeof(vote->counts[0]));
@@ -383,7 +390,7 @@ static void check_ask(struct ae_job *job, struct ae_wire_verdict *verdict)
         }
 }
 
-/* The norm and the factors; a sum that overflowed shows here. */
+/* The norm and the factors; a sum that is not finite, though all its inputs were, shows here. */
 static void weigh(struct ae_wire_verdict *verdict, double norm2)
 {
         double s = verdict->ask.scale;
@@ -420,14 +427,30 @@ static void prepare(struct ae_job *job, const struct ae_wire_verdict *verdict, u
         ae_job_msg_all(job, prepare, sizeof(*prepare) + n_counts * sizeof(prepare->counts[0]));
 }
 
+static void add_norm2(struct ae_longacc *sum, const struct ae_wire_vote *vote)
+{
+        const struct ae_longacc parts[] = { vote->norm2, vote->expert_norm2 };
+
+        for (size_t i = 0; i < AE_ARRAY_LEN(parts); i++)
+                ae_longacc_join(sum, &parts[i]);
+}
+
+static bool fits(const struct ae_wire_vote *vote)
+{
+        const struct ae_longacc parts[] = { vote->norm2, vote->expert_norm2 };
+
+        return ae_longacc_below(&parts[0], AE_WIRE_NODE_NORM2) &&
+               ae_longacc_below(&parts[1], AE_WIRE_NODE_NORM2);
+}
+
 static void decide(struct ae_job *job)
 {
         struct ae_wire_verdict verdict = { .kind = AE_VERDICT_APPLIED, .epoch = job->epoch,
                                            .round = job->round, .version = job->version };
         const struct ae_wire_vote *first = job->peers[job->rank_node[0]].vote;
         uint32_t n_counts = first->n_counts;
-        double norm2 = 0;
-        double expert_norm2 = 0;
+        struct ae_longacc norm2 = { { 0 } };
+        bool infinite = false;
 
         verdict.ask = first->ask;
         verdict.bad = (struct ae_wire_bad){ .rank = AE_WIRE_NONE, .unit = AE_WIRE_NONE,
@@ -436,8 +459,8 @@ static void decide(struct ae_job *job)
         for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
                 const struct ae_wire_vote *vote = job->peers[node].vote;
 
-                norm2 += vote->norm2;
-                expert_norm2 += vote->expert_norm2;
+                add_norm2(&norm2, vote);
+                infinite |= vote->infinite;
                 verdict.tokens += vote->tokens;
                 verdict.micro_batches += vote->micro_batches;
                 merge_bad(&verdict, vote);
@@ -449,7 +472,8 @@ static void decide(struct ae_job *job)
         if (verdict.kind != AE_VERDICT_REFUSED)
                 check_ask(job, &verdict);
         if (verdict.kind != AE_VERDICT_REFUSED)
-                weigh(&verdict, norm2 + expert_norm2);
+                weigh(&verdict, infinite || verdict.kind == AE_VERDICT_SKIPPED ?
+                                        NAN : ae_longacc_round(&norm2));
         verdict.version += verdict.kind == AE_VERDICT_APPLIED;
         prepare(job, &verdict, verdict.kind == AE_VERDICT_APPLIED ? n_counts : 0);
 }
@@ -460,7 +484,7 @@ static int on_vote(struct ae_job *job, uint32_t node, const struct ae_wire_vote 
 
         if (!ae_core_is_decider(job->core) || len < sizeof(*vote) ||
             (vote->n_counts && vote->n_counts != job->n_buffer_counts) ||
-            len - sizeof(*vote) < vote->n_counts * sizeof(uint64_t) || peer->voted)
+            len - sizeof(*vote) < vote->n_counts * sizeof(uint64_t) || !fits(vote) || peer->voted)
                 return ae_fail(AE_EPROTO, "VOTE from node %u does not fit", node);
         if (peer->vote_len < len) {
                 free(peer->vote);

@@ -113,7 +113,8 @@ static int expert_norms(struct cluster_worker *w)
         struct autoep_verdict v;
 
         DO(contract_register(w, &(struct autoep_model){ .ep_size = 2 }));
-        step.expert_norm2 = w->rank == 0 ? 20 : w->rank == 1 ? 100 : 0;
+        CLUSTER_TRY(w, autoep_norm2_add(&step.expert_norm2,
+                                        w->rank == 0 ? 20 : w->rank == 1 ? 100 : 0));
         step.max_norm = 2;
         DO(contract_ask(w, &step, AUTOEP_APPLIED, &v));
         CLUSTER_CHECK(w, fabs(v.norm - 10.954451150103322) < 1e-12, "the norm is %.17g", v.norm);

@@ -16,7 +16,7 @@
 #include <string.h>
 
 #define EXPERTS_MAX 64
-#define SLOT_LEN 65536
+#define SLOT_LEN 65537 /* rounded up to whole blocks of the norm */
 
 /* What all workers share. */
 struct shared {
@@ -175,13 +175,13 @@ static void fill_gradient(struct exact_worker *w, const struct exact_at *at, flo
         memset(w->sum, 0, n * sizeof(*w->sum));
         exact_gradient_add(&w->ref->job, at, w->sum, n);
         for (uint64_t i = 0; i < n; i++)
-                data[i] = (float)w->sum[i] * EXACT_QUANTUM;
+                data[i] = (float)w->sum[i] * exact_unit(i);
 }
 
-/* Both types are exact; which one travels differs from rank to rank and tensor to tensor. */
+/* What is exact; it differs from rank to rank and tensor to tensor. */
 static const void *narrow(const struct exact_at *at, float *data, uint64_t n, uint32_t *ret_dtype)
 {
-        *ret_dtype = (at->rank + at->micro + at->tensor) % 2 ? AUTOEP_F32 : AUTOEP_BF16;
+        *ret_dtype = exact_is_wide(at) ? AUTOEP_F32 : AUTOEP_BF16;
         if (*ret_dtype == AUTOEP_F32)
                 return data;
         ae_ops()->f32_to_bf16((ae_bf16 *)(data + n), data, n);
@@ -243,7 +243,7 @@ static void expert_gradients(struct exact_worker *w, uint32_t step, uint32_t mic
                                 grad[j] += values[j];
                 }
                 for (uint64_t j = 0; !w->run->random && j < n; j++)
-                        grad[j] += (float)w->sum[j] * EXACT_QUANTUM;
+                        grad[j] += (float)w->sum[j] * exact_unit(j);
         }
 }
 
@@ -411,7 +411,8 @@ static int check_verdict(struct exact_worker *w, const struct autoep_verdict *v,
                       "%llu micro-batches", (unsigned long long)v->micro_batches);
         if (w->run->random) {
                 if (w->cluster->rank == 0)
-                        w->digests->norm[step] = v->norm;
+                        w->digests->verdicts[step] = (struct exact_verdict){
+                                v->scale, v->norm, v->clip, v->grad_scale };
                 return 0;
         }
         r = check_number(w, "scale", v->scale, want->scale);
@@ -465,7 +466,7 @@ static int ask(struct exact_worker *w, uint32_t step)
         exact_hyper(&w->ref->job, step, hyper);
         for (uint32_t e = 0; e < w->ref->job.n_experts; e++)
                 counts[e] = exact_count(&w->ref->job, step, w->cluster->rank, e);
-        request.expert_norm2 = report.norm2;
+        memcpy(&request.expert_norm2, &report.norm2, sizeof(report.norm2));
         CLUSTER_TRY(w->cluster, autoep_step(w->cluster->handle, &request, AUTOEP_DEFAULT_TIMEOUT,
                                             &verdict));
         r = check_verdict(w, &verdict, step);

@@ -8,6 +8,7 @@
 
 #include "kernels/ops.h"
 #include "proto/base/num.h"
+#include "tests/lib/normref.h"
 #include "tests/lib/test.h"
 
 #include <assert.h>
@@ -158,16 +159,27 @@ static bool has_gradient(const struct exact_job *job, const struct exact_at *at)
         return seed_of(job, &expert) % 3 != 0;
 }
 
+bool exact_is_wide(const struct exact_at *at)
+{
+        return (at->rank + at->micro + at->tensor) % 2;
+}
+
+float exact_unit(uint64_t i)
+{
+        return (float)(1 << i * 7 % 13) * 0x1p-9f;
+}
+
 void exact_gradient_add(const struct exact_job *job, const struct exact_at *at, int32_t *sum,
                         uint64_t n)
 {
+        const int bits = exact_is_wide(at) ? 17 : 4;
         uint64_t x = seed_of(job, at);
 
         if (!has_gradient(job, at))
                 return;
         for (uint64_t i = 0; i < n; i++) {
                 x = x * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-                sum[i] += (int32_t)(x >> 60) - 8;
+                sum[i] += (int32_t)(x >> (64 - bits)) - (1 << (bits - 1));
         }
 }
 
@@ -302,13 +314,12 @@ static void fill_initial(const struct exact_reference *ref, uint32_t id)
         write_weight(t, s);
 }
 
-/* All gradients of a tensor in one step, with those of its aliases; returns its squares' sum. */
-static double reduce(const struct exact_reference *ref, uint32_t step, uint32_t id)
+/* All gradients of a tensor in one step, with those of its aliases. */
+static void reduce(const struct exact_reference *ref, uint32_t step, uint32_t id)
 {
         const struct exact_tensor *t = &ref->model.tensors[id];
         struct exact_state *s = state_at(ref, step + 1, id);
         int32_t *sum = calloc(t->n, sizeof(*sum));
-        double norm2 = 0;
 
         assert(sum);
         for (uint32_t use = id; use < ref->model.n_tensors; use++) {
@@ -321,11 +332,10 @@ static double reduce(const struct exact_reference *ref, uint32_t step, uint32_t 
                 }
         }
         for (uint64_t i = 0; i < t->n; i++) {
-                s->gradient[i] = (float)sum[i] * EXACT_QUANTUM;
-                norm2 += (double)((int64_t)sum[i] * sum[i]);
+                assert(abs(sum[i]) < 1 << 24); /* what fp32 holds */
+                s->gradient[i] = (float)sum[i] * exact_unit(i);
         }
         free(sum);
-        return norm2 * (double)EXACT_QUANTUM * (double)EXACT_QUANTUM;
 }
 
 static void copy_state(const struct exact_reference *ref, uint32_t step, uint32_t id)
@@ -369,20 +379,62 @@ static bool is_stepped(const struct exact_reference *ref, uint32_t step, uint32_
                (id != EXACT_SKIPPED || step != 1);
 }
 
+/* Adds a tensor to the norm that begins at element @first of its segment. */
+static void add_squares(const struct exact_reference *ref, uint32_t step, uint32_t id,
+                        uint64_t first, struct normref *norm)
+{
+        const struct exact_state *s = state_at(ref, step + 1, id);
+
+        for (uint64_t i = 0; i < ref->model.tensors[id].n; i++)
+                normref_element(norm, first + i, s->gradient[i]);
+}
+
+/* The trainable tensors of one unit and type: each begins at a multiple of 256 bytes. */
+static void add_segment(const struct exact_reference *ref, uint32_t step, uint32_t unit,
+                        uint32_t dtype, struct normref *norm)
+{
+        uint64_t first = 0;
+
+        for (uint32_t id = 0; id < EXACT_N_DENSE; id++) {
+                const struct exact_tensor *t = &ref->model.tensors[id];
+
+                if (t->unit != unit || t->dtype != dtype || !exact_is_trainable(&ref->model, id) ||
+                    exact_is_alias(&ref->model, id))
+                        continue;
+                add_squares(ref, step, id, first, norm);
+                first = ae_align_up(first + t->n, dtype == AUTOEP_F32 ? 64 : 128);
+        }
+        normref_end(norm);
+}
+
+static double norm2_of(const struct exact_reference *ref, uint32_t step)
+{
+        struct normref norm = { .n_parts = 0 };
+
+        for (uint32_t unit = 0; unit < EXACT_N_UNITS; unit++) {
+                add_segment(ref, step, unit, AUTOEP_F32, &norm);
+                add_segment(ref, step, unit, AUTOEP_BF16, &norm);
+        }
+        for (uint32_t id = EXACT_N_DENSE; id < ref->model.n_tensors; id++) {
+                add_squares(ref, step, id, 0, &norm);
+                normref_end(&norm);
+        }
+        return normref_sum(&norm);
+}
+
 static void take_step(struct exact_reference *ref, uint32_t step)
 {
         struct exact_verdict *verdict = &ref->verdicts[step];
         struct autoep_hyper hyper[2];
-        double norm2 = 0;
 
         exact_hyper(&ref->job, step, hyper);
         for (uint32_t id = 0; id < ref->model.n_tensors; id++) {
                 copy_state(ref, step, id);
                 if (is_stepped(ref, step, id))
-                        norm2 += reduce(ref, step, id);
+                        reduce(ref, step, id);
         }
         verdict->scale = 1.0 / (double)(ref->job.world * ref->job.accumulate);
-        verdict->norm = verdict->scale * sqrt(norm2);
+        verdict->norm = verdict->scale * sqrt(norm2_of(ref, step));
         verdict->clip = 1;
         if (ref->job.max_norm > 0 && ref->job.max_norm < verdict->norm + 1e-6)
                 verdict->clip = ref->job.max_norm / (verdict->norm + 1e-6);

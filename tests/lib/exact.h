@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The exact layer of the numerics contract: a job whose gradients are small multiples of a power of
- * two, so that every sum of them is exact in any order; a reference that adds them as integers and
- * takes optimizer steps in plain C; and a worker that runs the job in a cluster and compares
- * masters, weights, moments, reduced gradients, norm and verdict with it in every bit, after each
- * step.
+ * The exact layer of the numerics contract: a job whose gradients are small multiples of powers of
+ * two, so that every sum of them is exact in any order, and those of their squares are not; a
+ * reference that adds them as integers and takes optimizer steps in plain C; and a worker that runs
+ * the job in a cluster and compares masters, weights, moments, reduced gradients, norm and verdict
+ * with it in every bit, after each step.
  *
  * With random gradients there is no reference; two runs are then compared by the digests of what a
  * run ends each step with.
@@ -98,7 +98,13 @@ bool exact_is_trainable(const struct exact_model *model, uint32_t tensor);
 struct exact_at {
         uint32_t step, micro, rank, tensor;
 };
-/* Adds @at's gradient in units of 2^-6, [-8, 7], to @sum; nothing when it has none there. */
+/* Whether @at's gradient needs more than bf16. */
+bool exact_is_wide(const struct exact_at *at);
+/* The unit of element @i of any tensor: powers of two so far apart that squares don't add up
+ * exactly in double. */
+float exact_unit(uint64_t i);
+/* Adds @at's gradient in those units to @sum, [-2^16, 2^16) where it is wide, [-8, 7] elsewhere;
+ * nothing when it has none there. */
 void exact_gradient_add(const struct exact_job *job, const struct exact_at *at, int32_t *sum,
                         uint64_t n);
 /* Whether @rank scatters @unit in this micro-batch. */
@@ -106,7 +112,6 @@ bool exact_scatters(const struct exact_job *job, uint32_t step, uint32_t micro, 
                     uint32_t unit);
 /* Tokens of @expert on @rank for the balancing of the buffer. */
 uint64_t exact_count(const struct exact_job *job, uint32_t step, uint32_t rank, uint32_t expert);
-#define EXACT_QUANTUM 0x1p-6f
 #define EXACT_BALANCE_RATE 0x1p-7
 /* Hyper-parameters of both groups at @step. */
 void exact_hyper(const struct exact_job *job, uint32_t step, struct autoep_hyper ret_hyper[2]);
@@ -116,7 +121,7 @@ struct exact_run {
         struct cluster_spec cluster;
         struct exact_job job;
         uint32_t ep_size, order, sum_group, grad_wire;
-        uint32_t slots;               /* 0, or inbox slots of 64 KiB, so that parts queue */
+        uint32_t slots;               /* 0, or so many small inbox slots, so that parts queue */
         bool random;                  /* gradients that are not exact; there is no reference */
 };
 
@@ -124,7 +129,7 @@ struct exact_run {
 struct exact_digests {
         uint64_t states[EXACT_STEPS][EXACT_N_DENSE]; /* masters, weights, moments, gradients */
         uint64_t experts[EXACT_STEPS][64];           /* by global expert */
-        double norm[EXACT_STEPS];
+        struct exact_verdict verdicts[EXACT_STEPS];
 };
 
 /* Runs it against @reference, which is of the same job; 0, or the number of failures. With

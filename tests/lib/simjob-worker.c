@@ -406,7 +406,8 @@ static void ask(struct simworker *worker)
         step->round = worker->asked_round;
         step->tokens = simplan_tokens(job, worker->step, worker->rank);
         step->micro_batches = simplan_n_micro(job, worker->step, worker->rank);
-        step->expert_norm2 = simplan_expert_norm2(job, worker->step, worker->rank);
+        step->expert_norm2 = (struct ae_longacc){ { 0 } };
+        ae_longacc_add(&step->expert_norm2, simplan_expert_norm2(job, worker->step, worker->rank));
         step->redo = simplan_redo(job, worker->attempt) == worker->rank;
         step->n_counts = simplan_n_counts(job, worker->step);
         for (uint32_t i = 0; i < step->n_counts; i++)

@@ -3,6 +3,8 @@
 #include "tests/lib/client-job.h"
 #include "tests/lib/test.h"
 
+#include "proto/base/num.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -34,7 +36,8 @@ static void a_request_arrives_whole(void **state)
         step.balance_rate = 0.001;
         step.counts = counts;
         step.n_counts = 4;
-        step.expert_norm2 = 2.5;
+        assert_int_equal(autoep_norm2_add(&step.expert_norm2, 0.5), 0);
+        assert_int_equal(autoep_norm2_add(&step.expert_norm2, 2), 0);
         step.expert_nonfinite = "layer.expert";
         assert_int_equal(autoep_micro_batch_end(h), 0);
         assert_int_equal(autoep_micro_batch_end(h), 0);
@@ -43,7 +46,7 @@ static void a_request_arrives_whole(void **state)
         assert_int_equal(got->round, 1);
         assert_int_equal(got->tokens, 4096);
         assert_int_equal(got->micro_batches, 2);
-        assert_true(got->expert_norm2 == 2.5);
+        assert_true(ae_longacc_round(&got->expert_norm2) == 2.5);
         assert_int_equal(got->bad_expert, 1);
         assert_string_equal(got->bad_text, "layer.expert");
         assert_int_equal(got->n_counts, 4);
@@ -92,6 +95,10 @@ static void wrong_requests_are_refused(void **state)
         step.max_norm = -1;
         assert_int_equal(autoep_step(h, &step, 100, &v), AUTOEP_EINVAL);
         step = good;
+        memset(&step.expert_norm2, 0xee, sizeof(step.expert_norm2));
+        assert_int_equal(autoep_step(h, &step, 100, &v), AUTOEP_EINVAL);
+        job_assert_error_names("autoep_norm2_add");
+        step = good;
         step.flags = 64;
         assert_int_equal(autoep_step(h, &step, 100, &v), AUTOEP_EINVAL);
         step = good;
@@ -103,6 +110,30 @@ static void wrong_requests_are_refused(void **state)
         assert_int_equal(autoep_step(h, &good, 100, &v), AUTOEP_EINVAL);
         assert_int_equal(atomic_load(&d->workers[0].page->sq_tail), 0);
         autoep_close(h);
+}
+
+static void only_squares_are_added(void **state)
+{
+        static const double wrong[] = { -1, NAN, INFINITY, 0x1p-299, 1e-100, 0x1p320 };
+        struct autoep_norm2 sum = { { 0 } }, again = { { 0 } }, before;
+
+        (void)state;
+        assert_int_equal(autoep_norm2_add(&sum, 0x1p-298), 0);
+        assert_int_equal(autoep_norm2_add(&sum, 0x1p200), 0);
+        assert_int_equal(autoep_norm2_add(&again, 0x1p200), 0);
+        assert_int_equal(autoep_norm2_add(&again, 0x1p-298), 0);
+        assert_memory_equal(&sum, &again, sizeof(sum));
+        assert_int_equal(sum.limb[0], 1);
+        before = sum;
+        for (size_t i = 0; i < AE_ARRAY_LEN(wrong); i++) {
+                assert_int_equal(autoep_norm2_add(&sum, wrong[i]), AUTOEP_EINVAL);
+                job_assert_error_names("squares of fp32");
+        }
+        assert_memory_equal(&sum, &before, sizeof(sum));
+        assert_int_equal(autoep_norm2_add(NULL, 1), AUTOEP_EINVAL);
+        memset(&sum, 0xee, sizeof(sum));
+        assert_int_equal(autoep_norm2_add(&sum, 1), AUTOEP_EINVAL);
+        job_assert_error_names("zero it");
 }
 
 /* ---- verdicts --------------------------------------------------------------------------- */
@@ -333,6 +364,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 TEST(a_request_arrives_whole),
                 TEST(wrong_requests_are_refused),
+                cmocka_unit_test(only_squares_are_added),
                 TEST(a_skipped_round_names_the_gradient),
                 TEST(stop_makes_an_error_of_it),
                 TEST(a_refused_request_may_be_repeated),

@@ -243,6 +243,29 @@ static void test_slot_twice(void **state)
         bed_free(bed);
 }
 
+/* Sums of squares that no gradients give: added up they would leave their limbs. */
+static void test_bad_norms(void **state)
+{
+        const uint64_t end = UINT64_C(1) << (AE_WIRE_NODE_NORM2 - AE_LONGACC_LOW) % 64;
+        struct bed *bed = bed_new_live(3);
+        union msg msg;
+        size_t len = make(bed, 0, AE_WIRE_VOTE, &msg);
+
+        (void)state;
+        msg.vote.norm2.limb[9] = end;
+        assert_breach(bed, 1, 0, &msg, len);
+        msg.vote.norm2.limb[9] = UINT64_MAX;
+        assert_breach(bed, 1, 0, &msg, len);
+        msg.vote.norm2.limb[9] = 0;
+        msg.vote.expert_norm2.limb[9] = end;
+        assert_breach(bed, 1, 0, &msg, len);
+        memset(&msg.vote.norm2, 0xff, sizeof(msg.vote.norm2));
+        msg.vote.norm2.limb[9] = end - 1;
+        msg.vote.expert_norm2 = msg.vote.norm2;
+        assert_int_equal(bed_inject(bed, 1, 0, &msg, len), 0);
+        bed_free(bed);
+}
+
 static void test_twice(void **state)
 {
         struct bed *bed = bed_new_live(3);
@@ -572,6 +595,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_truncated),      cmocka_unit_test(test_not_the_decider),
                 cmocka_unit_test(test_decider_out_of_turn), cmocka_unit_test(test_bad_fields),
+                cmocka_unit_test(test_bad_norms),
                 cmocka_unit_test(test_bad_joins), cmocka_unit_test(test_too_many_jobs),
                 cmocka_unit_test(test_bad_pauses),
                 cmocka_unit_test(test_twice),          cmocka_unit_test(test_slot_twice),

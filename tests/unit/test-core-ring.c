@@ -194,6 +194,11 @@ static void test_steps(void **state)
         step->ask.n_groups = AE_WIRE_MAX_GROUPS + 1;
         assert_nonsense(bed, &ask);
         step->ask.n_groups = 1;
+        step->expert_norm2.limb[9] = UINT64_C(1) << (AE_WIRE_RANK_NORM2 - AE_LONGACC_LOW) % 64;
+        assert_nonsense(bed, &ask);
+        step->expert_norm2.limb[9] = UINT64_MAX;
+        assert_nonsense(bed, &ask);
+        memset(&step->expert_norm2, 0, sizeof(step->expert_norm2));
         step->round = bed_job(bed, 0)->round + 1; /* one that has not come */
         assert_nonsense(bed, &ask);
         step->round = bed_job(bed, 0)->round;

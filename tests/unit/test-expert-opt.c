@@ -10,6 +10,7 @@
 #include "proto/base/status.h"
 
 #include "tests/lib/comm-local.h"
+#include "tests/lib/normref.h"
 #include "tests/lib/test.h"
 
 #include <math.h>
@@ -370,7 +371,7 @@ static void sgd_with_momentum_by_hand(void **state)
         for (int i = 0; i < 2; i++) {
                 ae_expert_opt_grad(opt, 0)[0] = 0.5F;
                 assert_int_equal(ae_expert_opt_reduce(opt, *state, UINT64_MAX, &report), 0);
-                assert_true(report.norm2 == 0.25);
+                assert_true(ae_longacc_round(&report.norm2) == 0.25);
                 assert_int_equal(finish(opt, &group, 1, 0.5), 0);
         }
         /* m: 0.25, then 0.125 + 0.25 */
@@ -380,6 +381,67 @@ static void sgd_with_momentum_by_hand(void **state)
         assert_null(view.moment[1]);
         assert_true(view.reduced[0] == 0.5F);
         ae_expert_opt_free(opt);
+}
+
+/* ---- norm ---- */
+
+#define NORM_TENSORS 4
+#define NORM_N 9000
+
+static const uint32_t norm_lens[NORM_TENSORS] = { NORM_N, 1, 4096, 4097 };
+
+/* Values whose squares don't add up exactly. */
+static float norm_value(uint32_t tensor, uint32_t i)
+{
+        return (float)sin(1 + i + 7919.0 * tensor) * (float)(1 << i * 7 % 17);
+}
+
+/* An optimizer with @n tensors from @first on, as one rank of several would hold; what it reports.
+ */
+static struct ae_longacc norm_of(struct ae_comm *comm, uint32_t first, uint32_t n)
+{
+        static const char *const names[NORM_TENSORS] = { "a", "b", "c", "d" };
+        static float weights[NORM_TENSORS][NORM_N];
+        const struct ae_expert_opt_config config = { .rule = AE_EXPERT_SGD, .n_groups = 1 };
+        struct ae_expert_report report;
+        struct ae_expert_opt *opt;
+        uint32_t index;
+
+        assert_int_equal(ae_expert_opt_new(&config, &opt), 0);
+        for (uint32_t t = first; t < first + n; t++) {
+                const struct ae_expert_tensor tensor = { .name = names[t], .dtype = AE_DTYPE_F32,
+                                                         .weight = weights[t], .n = norm_lens[t] };
+
+                assert_int_equal(ae_expert_opt_add(opt, &tensor, &index), 0);
+        }
+        assert_int_equal(ae_expert_opt_seal(opt, comm, UINT64_MAX), 0);
+        for (uint32_t t = first; t < first + n; t++) {
+                for (uint32_t i = 0; i < norm_lens[t]; i++)
+                        ae_expert_opt_grad(opt, t - first)[i] = norm_value(t, i);
+        }
+        assert_int_equal(ae_expert_opt_reduce(opt, comm, UINT64_MAX, &report), 0);
+        assert_false(report.nonfinite);
+        ae_expert_opt_free(opt);
+        return report.norm2;
+}
+
+/* All tensors on one rank, or on four: not a bit of the sum differs, and it is the right one. */
+static void the_norm_does_not_see_who_holds_what(void **state)
+{
+        const struct ae_longacc whole = norm_of(*state, 0, NORM_TENSORS);
+        struct normref ref = { .n_parts = 0 };
+        struct ae_longacc sum = { { 0 } };
+
+        for (uint32_t t = NORM_TENSORS; t-- > 0;) {
+                const struct ae_longacc part = norm_of(*state, t, 1);
+
+                ae_longacc_join(&sum, &part);
+                for (uint32_t i = 0; i < norm_lens[t]; i++)
+                        normref_element(&ref, i, norm_value(t, i));
+                normref_end(&ref);
+        }
+        assert_memory_equal(&sum, &whole, sizeof(sum));
+        assert_true(ae_longacc_round(&sum) == normref_sum(&ref));
 }
 
 /* ---- state in and out, and misuse ---- */
@@ -514,6 +576,7 @@ int main(void)
                 cmocka_unit_test(rates_follow_each_group_and_step),
                 cmocka_unit_test(experts_step_without_tokens),
                 cmocka_unit_test(sgd_with_momentum_by_hand),
+                cmocka_unit_test(the_norm_does_not_see_who_holds_what),
                 cmocka_unit_test(a_state_put_back_goes_on_with_the_same_bits),
                 cmocka_unit_test(a_torn_reduce_can_only_be_dropped),
                 cmocka_unit_test(calls_out_of_turn_are_refused),

@@ -101,7 +101,7 @@ static int one_sgd_round(struct ae_expert_opt *opt, const struct local_rank *sel
         r = ae_expert_opt_reduce(opt, self->edp, self->deadline_ns, &report);
         if (r < 0)
                 return r;
-        job->norm2[self->rank] = report.norm2;
+        job->norm2[self->rank] = ae_longacc_round(&report.norm2);
         for (uint32_t e = 0; self->edp->position == 0 && e < n_local; e++)
                 memcpy(job->grad[first + e], ae_expert_opt_grad(opt, e), sizeof(job->grad[0]));
         r = apply(opt, &group, 1.0 / SCALE_WORLD);
@@ -198,7 +198,7 @@ static int norm_body(const struct local_rank *self)
                         grads[self->ep->position][i] / (float)self->edp->size;
         if (r == 0)
                 r = ae_expert_opt_reduce(opt, self->edp, self->deadline_ns, &report);
-        norm2[self->rank] = report.norm2;
+        norm2[self->rank] = ae_longacc_round(&report.norm2);
         ae_expert_opt_free(opt);
         return r;
 }

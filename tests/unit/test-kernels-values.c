@@ -185,7 +185,7 @@ static void left_fold(void **unused)
 static void cut_anywhere(void **unused)
 {
         static float whole[FOLD_N], acc[FOLD_N];
-        double norm2;
+        struct ae_longacc norm2, again;
 
         (void)unused;
         fold_setup();
@@ -200,7 +200,9 @@ static void cut_anywhere(void **unused)
 
                 ops->sum(&sum);
                 norm2 = sum.norm2;
-                assert_bits64(norm2, ops->norm2(whole, FOLD_N));
+                again = (struct ae_longacc){ { 0 } };
+                assert_true(ops->norm2(whole, FOLD_N, &again));
+                assert_memory_equal(&norm2, &again, sizeof(norm2));
                 for (size_t cut = 0; cut <= FOLD_INPUTS; cut++) {
                         sum.acc = acc;
                         sum.inputs = fold_inputs;
@@ -212,7 +214,8 @@ static void cut_anywhere(void **unused)
                         sum.keep = true;
                         ops->sum(&sum);
                         assert_memory_equal(acc, whole, sizeof(acc));
-                        assert_bits64(sum.norm2, norm2);
+                        assert_memory_equal(&sum.norm2, &norm2, sizeof(norm2));
+                        assert_false(sum.infinite);
                 }
         }
 }
@@ -273,7 +276,7 @@ static void blame(void **unused)
                         fold_narrow[k][at] = i & 1 ? 0x7f81 : 0xff80;
                         ops->sum(&sum);
                         assert_int_equal(sum.nonfinite, 1u << k);
-                        assert_false(isfinite(sum.norm2));
+                        assert_true(sum.infinite);
                         fold_wide[k][at] = wide;
                         fold_narrow[k][at] = narrow;
                 }
@@ -306,19 +309,18 @@ static void no_blame(void **unused)
                 sum.norm = true;
                 ops->sum(&sum);
                 assert_int_equal(sum.nonfinite, 1);
-                assert_true(isinf(sum.norm2));
+                assert_true(sum.infinite);
                 sum.check = sum.norm = false;
                 ops->sum(&sum);
                 assert_int_equal(sum.nonfinite, 0);
-                assert_bits64(sum.norm2, 0.0);
+                assert_false(sum.infinite);
+                assert_true(ae_longacc_round(&sum.norm2) == 0);
         }
 }
 
 /* The definition of ops.h, element by element. */
-static double norm2_defined(const float *x, size_t n)
+static void norm2_defined(const float *x, size_t n, struct ae_longacc *total)
 {
-        volatile double total = 0;
-
         for (size_t block = 0; block < n; block += 4096) {
                 volatile double lanes[16] = { 0 }, sum;
 
@@ -330,25 +332,80 @@ static double norm2_defined(const float *x, size_t n)
                 sum = lanes[0];
                 for (size_t lane = 1; lane < 16; lane++)
                         sum = sum + lanes[lane];
-                total = total + sum;
+                ae_longacc_add(total, sum);
         }
-        return total;
 }
 
 static void norm(void **unused)
 {
         static const size_t lens[] = { 0, 1, 15, 16, 17, 1000, 4096, 4097, FOLD_N };
-        const float nan2[2] = { of_bits(0xffc00001), of_bits(0x7f812345) };
         const float three_four[2] = { 3, -4 };
 
         (void)unused;
         fold_setup();
         for_each_variant(ops) {
-                for (size_t i = 0; i < AE_ARRAY_LEN(lens); i++)
-                        assert_bits64(ops->norm2(fold_wide[0], lens[i]),
-                                      norm2_defined(fold_wide[0], lens[i]));
-                assert_bits64(ops->norm2(three_four, 2), 25.0);
-                assert_int_equal(bits64_of(ops->norm2(nan2, 2)), UINT64_C(0x7ff8000000000000));
+                struct ae_longacc sum = { { 0 } };
+
+                for (size_t i = 0; i < AE_ARRAY_LEN(lens); i++) {
+                        struct ae_longacc got = { { 7 } }, want = { { 7 } }; /* it adds */
+
+                        assert_true(ops->norm2(fold_wide[0], lens[i], &got));
+                        norm2_defined(fold_wide[0], lens[i], &want);
+                        assert_memory_equal(&got, &want, sizeof(got));
+                }
+                assert_true(ops->norm2(three_four, 2, &sum));
+                assert_true(ae_longacc_round(&sum) == 25);
+        }
+}
+
+/* A range may be cut between blocks; the ends of fp32 fit. */
+static void norm_in_pieces(void **unused)
+{
+        static float ends[4 * 4096];
+        const double most = 8192 * 0x1.fffffep127 * 0x1.fffffep127;
+
+        (void)unused;
+        fold_setup();
+        for (size_t i = 0; i < AE_ARRAY_LEN(ends); i++)
+                ends[i] = i / 4096 % 2 ? -0x1.fffffep127f : 0x1p-149f;
+        for_each_variant(ops) {
+                struct ae_longacc whole = { { 0 } }, pieces = { { 0 } };
+
+                assert_true(ops->norm2(fold_wide[0], FOLD_N, &whole));
+                assert_true(ops->norm2(fold_wide[0] + 4096, FOLD_N - 4096, &pieces));
+                assert_true(ops->norm2(fold_wide[0], 4096, &pieces));
+                assert_memory_equal(&whole, &pieces, sizeof(whole));
+                whole = pieces = (struct ae_longacc){ { 0 } };
+                assert_true(ops->norm2(ends, AE_ARRAY_LEN(ends), &whole));
+                for (size_t block = 4; block-- > 0;)
+                        assert_true(ops->norm2(ends + 4096 * block, 4096, &pieces));
+                assert_memory_equal(&whole, &pieces, sizeof(whole));
+                assert_int_equal(whole.limb[0], 2 * 4096);
+                assert_true(fabs(ae_longacc_round(&whole) / most - 1) < 1e-13);
+        }
+}
+
+/* A block that is not finite is left out and told of; the others are there. */
+static void norm_is_not_finite(void **unused)
+{
+        static const uint32_t bad[] = { 0xffc00001, 0x7f812345, 0x7f800000, 0xff800000 };
+        static float x[3 * 4096];
+        float saved;
+
+        (void)unused;
+        for (size_t i = 0; i < AE_ARRAY_LEN(x); i++)
+                x[i] = 2;
+        for_each_variant(ops) {
+                for (size_t i = 0; i < AE_ARRAY_LEN(bad); i++) {
+                        struct ae_longacc sum = { { 0 } };
+                        const size_t at = 4096 + 977 * i;
+
+                        saved = x[at];
+                        x[at] = of_bits(bad[i]);
+                        assert_false(ops->norm2(x, AE_ARRAY_LEN(x), &sum));
+                        x[at] = saved;
+                        assert_true(ae_longacc_round(&sum) == 2 * 4096 * 4);
+                }
         }
 }
 
@@ -713,6 +770,7 @@ int main(void)
                 cmocka_unit_test(left_fold),     cmocka_unit_test(cut_anywhere),
                 cmocka_unit_test(special_bits),  cmocka_unit_test(blame),
                 cmocka_unit_test(no_blame),      cmocka_unit_test(norm),
+                cmocka_unit_test(norm_in_pieces), cmocka_unit_test(norm_is_not_finite),
                 cmocka_unit_test(finiteness),       cmocka_unit_test(adamw_order),
                 cmocka_unit_test(adamw_golden),  cmocka_unit_test(sgd_golden),
                 cmocka_unit_test(sgd_order),     cmocka_unit_test(optimizer_nan),

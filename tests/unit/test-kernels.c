@@ -189,17 +189,10 @@ static void arrays_check(const char *what, const struct ae_ops *ops, const struc
         }
 }
 
-static uint64_t double_bits(double x)
-{
-        uint64_t bits;
-
-        memcpy(&bits, &x, sizeof(bits));
-        return bits;
-}
-
 /* What a kernel returns other than in its arrays. */
 struct returned {
-        uint64_t norm2_bits;
+        struct ae_longacc norm2;
+        bool infinite;
         uint32_t nonfinite;
         size_t index;
         bool finite;
@@ -208,15 +201,16 @@ struct returned {
 static void returned_check(const struct returned *expected, const struct returned *got,
                            const char *what, const struct ae_ops *ops, const struct shape *shape)
 {
-        if (expected->norm2_bits == got->norm2_bits && expected->nonfinite == got->nonfinite &&
+        if (memcmp(&expected->norm2, &got->norm2, sizeof(got->norm2)) == 0 &&
+            expected->infinite == got->infinite && expected->nonfinite == got->nonfinite &&
             expected->index == got->index && expected->finite == got->finite)
                 return;
-        fail_msg("%s %s n=%zu off=%zu seed=%llu: norm2 %016llx, not %016llx; nonfinite %x, not %x; "
-                 "finite %d at %zu, not %d at %zu",
+        fail_msg("%s %s n=%zu off=%zu seed=%llu: norm2 %a (infinite %d), not %a (%d); "
+                 "nonfinite %x, not %x; finite %d at %zu, not %d at %zu",
                  ops->name, what, shape->n, shape->off, (unsigned long long)shape->seed,
-                 (unsigned long long)got->norm2_bits, (unsigned long long)expected->norm2_bits,
-                 got->nonfinite, expected->nonfinite, got->finite, got->index, expected->finite,
-                 expected->index);
+                 ae_longacc_round(&got->norm2), got->infinite, ae_longacc_round(&expected->norm2),
+                 expected->infinite, got->nonfinite, expected->nonfinite, got->finite, got->index,
+                 expected->finite, expected->index);
 }
 
 /* One kernel in one way of calling it. @way is that kernel's own choice of arguments. */
@@ -251,7 +245,7 @@ static void run_norm2(const struct ae_ops *ops, const struct shape *shape, size_
                       struct returned *ret)
 {
         (void)way;
-        ret->norm2_bits = double_bits(ops->norm2(array_fill(0, FILL_F32, shape), shape->n));
+        ret->infinite = !ops->norm2(array_fill(0, FILL_F32, shape), shape->n, &ret->norm2);
 }
 
 static void run_finite(const struct ae_ops *ops, const struct shape *shape, size_t way,
@@ -291,7 +285,8 @@ static void run_sum(const struct ae_ops *ops, const struct shape *shape, size_t 
         }
         ops->sum(&sum);
         ret->nonfinite = sum.nonfinite;
-        ret->norm2_bits = double_bits(sum.norm2);
+        ret->infinite = sum.infinite;
+        ret->norm2 = sum.norm2;
 }
 
 /* Ways 0..2: no weights, bf16, fp32. */

@@ -281,7 +281,7 @@ static bool fold_group(uint32_t home, uint32_t group, float *sum)
         return any;
 }
 
-static double reduce(uint32_t home)
+static void reduce(uint32_t home, struct ae_longacc *squares)
 {
         struct stored *t = &hub.tensors[home];
         float *sum = malloc(t->n * sizeof(float));
@@ -294,7 +294,8 @@ static double reduce(uint32_t home)
                 t->reduced = true;
         }
         free(sum);
-        return t->reduced ? ae_ops()->norm2(t->sum, t->n) : 0;
+        if (t->reduced)
+                assert_true(ae_ops()->norm2(t->sum, t->n, squares));
 }
 
 static void apply(struct stored *t, const struct autoep_hyper *given, double grad_scale)
@@ -340,20 +341,21 @@ static void decide(void)
 {
         const struct autoep_step *step = &hub.steps[0];
         struct autoep_verdict verdict = AUTOEP_VERDICT_INIT;
-        double squares = 0;
+        struct ae_longacc squares = { { 0 } }, experts;
 
         for (uint32_t rank = 0; rank < WORLD; rank++) {
                 verdict.tokens += hub.steps[rank].tokens;
-                squares += hub.steps[rank].expert_norm2;
+                memcpy(&experts, &hub.steps[rank].expert_norm2, sizeof(experts));
+                ae_longacc_join(&squares, &experts);
         }
         for (uint32_t i = 0; i < hub.n_tensors; i++) {
                 if (hub.tensors[i].class == AUTOEP_DENSE && hub.tensors[i].home == i)
-                        squares += reduce(i);
+                        reduce(i, &squares);
         }
         verdict.kind = AUTOEP_APPLIED;
         verdict.scale = 1.0 / (double)(step->flags & AUTOEP_USE_TOKENS ? verdict.tokens
                                                                        : hub.micros * WORLD);
-        verdict.norm = verdict.scale * sqrt(squares);
+        verdict.norm = verdict.scale * sqrt(ae_longacc_round(&squares));
         verdict.clip = ae_clip_factor(verdict.norm, step->max_norm);
         verdict.grad_scale = verdict.scale * verdict.clip;
         memcpy(verdict.hyper, step->hyper, step->n_groups * sizeof(*step->hyper));

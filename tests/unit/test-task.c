@@ -25,6 +25,7 @@ static void test_sum(void **state)
         static float b[N];
         static float acc[N + 1];
         struct ae_task task = { .kind = AE_TASK_SUM };
+        struct ae_longacc norm2 = { { 0 } };
 
         (void)state;
         fill(a, N, 1);
@@ -37,7 +38,9 @@ static void test_sum(void **state)
         for (uint32_t i = 0; i < N; i++)
                 assert_true(acc[i] == a[i] + b[i]);
         assert_true(acc[N] == 77);
-        assert_true(task.sum.sum.norm2 == ae_ops()->norm2(acc, N));
+        assert_true(ae_ops()->norm2(acc, N, &norm2));
+        assert_memory_equal(&task.sum.sum.norm2, &norm2, sizeof(norm2));
+        assert_false(task.sum.sum.infinite);
 }
 
 /* A first piece that covers a part of its cell: the rest of the cell is zero, not what was there.

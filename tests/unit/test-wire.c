@@ -118,13 +118,13 @@ static void test_sizes(void **state)
         (void)state;
         assert_int_equal(sizeof(struct ae_wire_credit), 28);
         assert_int_equal(sizeof(struct ae_wire_end), 32);
-        assert_int_equal(sizeof(struct ae_wire_vote), 24 + 32 + 16 + 1320 + 272);
+        assert_int_equal(sizeof(struct ae_wire_vote), 24 + 16 + 2 * 80 + 24 + 1320 + 272);
         assert_int_equal(sizeof(struct ae_wire_prepare), 24 + 1680 + 8);
         assert_int_equal(sizeof(struct ae_wire_xcredit), 40);
         assert_int_equal(sizeof(struct ae_wire_closed), 32);
         assert_int_equal(sizeof(struct ae_wire_waiting), 40 + AE_WIRE_TEXT);
         assert_int_equal(offsetof(struct ae_wire_head, round), 16);
-        assert_int_equal(offsetof(struct ae_wire_vote, ask), 24 + 32 + 16);
+        assert_int_equal(offsetof(struct ae_wire_vote, ask), 24 + 16 + 2 * 80 + 24);
 }
 
 static void test_ops_distinct(void **state)

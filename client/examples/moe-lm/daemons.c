@@ -226,11 +226,12 @@ static int ask(struct daemons *d, const struct lm_step *step,
                 .size = sizeof(request), .hyper = hyper, .n_groups = LM_N_GROUPS,
                 .flags = step->use_tokens ? AUTOEP_USE_TOKENS : 0,
                 .max_norm = step->max_norm, .tokens = step->use_tokens ? step->tokens : 0,
-                .expert_norm2 = report->norm2,
                 .expert_nonfinite = report->nonfinite ? report->text : NULL,
         };
         int r;
 
+        static_assert(sizeof(request.expert_norm2) == sizeof(report->norm2), "the same limbs");
+        memcpy(&request.expert_norm2, &report->norm2, sizeof(report->norm2));
         for (int g = 0; g < LM_N_GROUPS; g++)
                 hyper[g] = (struct autoep_hyper){
                         .lr = step->hyper[g].lr, .beta1 = step->hyper[g].beta1,

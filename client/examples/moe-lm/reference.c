@@ -231,10 +231,11 @@ static bool reduce_expert(struct reference *ref, uint32_t id)
         return true; /* experts step always */
 }
 
-/* Reduces all; @takes_part[id] says which tensors have a gradient. Returns the squares. */
+/* Reduces all; @takes_part[id] says which tensors have a gradient. Returns the squares' sum. */
 static double reduce_all(struct reference *ref, bool *takes_part)
 {
-        double squares = 0;
+        struct ae_longacc squares = { { 0 } };
+        bool finite = true;
 
         for (uint32_t id = 0; id < ref->base.spec->n_tensors; id++) {
                 const struct lm_tensor *tensor = tensor_of(ref, id);
@@ -245,9 +246,9 @@ static double reduce_all(struct reference *ref, bool *takes_part)
                 takes_part[id] = tensor->class == LM_EXPERT ? reduce_expert(ref, id)
                                                             : reduce_dense(ref, id);
                 if (takes_part[id])
-                        squares += ae_ops()->norm2(ref->grads + tensor->first, tensor->n);
+                        finite &= ae_ops()->norm2(ref->grads + tensor->first, tensor->n, &squares);
         }
-        return squares;
+        return finite ? ae_longacc_round(&squares) : INFINITY;
 }
 
 static void update(struct reference *ref, uint32_t id, const struct ae_hyper *hyper,
