@@ -17,21 +17,36 @@
 #include <unistd.h>
 /* ---- get -------------------------------------------------------------------------------- */
 
-void ae_get_piece_done(struct ae_request *request)
+static void count(struct ae_request *request, uint32_t node, uint32_t n)
 {
-        if (--request->n_left == 0)
+        assert(n <= request->due[node] && n <= request->n_left);
+        request->due[node] -= n;
+        request->n_left -= n;
+        if (request->n_left == 0)
                 ae_state_finish(request, 0, "");
 }
 
+void ae_get_arrived(struct ae_request *request, uint32_t node)
+{
+        struct ae_job *job = request->job;
+
+        if (request->due[node])
+                count(request, node, 1);
+        else
+                ae_job_fail(job, AE_EPROTO,
+                            "node %u sent more pieces of state than node %u asked it for", node,
+                            job->core->options.node);
+}
+
 /* A fetch that this node serves, when its slices can be read. */
-struct fetch {
+struct ae_state_fetch {
         struct ae_list link;
         uint32_t node;
         Autoep__Fetch *message; /* owned; NULL: the request is ours */
-        struct ae_request *request;
+        struct ae_request *request; /* borrowed: it forgets the fetch before it goes */
 };
 
-static bool readable(const struct ae_job *job, const struct fetch *fetch)
+static bool readable(const struct ae_job *job, const struct ae_state_fetch *fetch)
 {
         if (fetch->request) {
                 for (uint32_t i = 0; i < fetch->request->n_stretches; i++) {
@@ -57,7 +72,7 @@ static bool readable(const struct ae_job *job, const struct fetch *fetch)
 /* Our own stretches go by memcpy: between steps, on the core's thread, a worker waits for it. */
 static void serve_own(struct ae_job *job, struct ae_request *request)
 {
-        uint64_t n_own = 0;
+        uint32_t n_own = 0;
 
         for (uint32_t i = 0; i < request->n_stretches; i++) {
                 const struct ae_stretch *stretch = &request->stretches[i];
@@ -72,16 +87,10 @@ static void serve_own(struct ae_job *job, struct ae_request *request)
                        stretch->n * ae_state_item_size(home, stretch->what));
                 n_own++;
         }
-        for (; n_own > 0; n_own--) {
-                if (n_own == 1) {
-                        ae_get_piece_done(request); /* may free the request */
-                        return;
-                }
-                request->n_left--;
-        }
+        count(request, job->core->options.node, n_own);
 }
 
-static void serve_peer(struct ae_job *job, struct fetch *fetch)
+static void serve_peer(struct ae_job *job, struct ae_state_fetch *fetch)
 {
         struct ae_net_key key;
 
@@ -99,28 +108,36 @@ static void serve_peer(struct ae_job *job, struct fetch *fetch)
         }
 }
 
-static void free_fetch(struct fetch *fetch)
+static void free_fetch(struct ae_state_fetch *fetch)
 {
         ae_list_unlink(&fetch->link);
+        if (fetch->request)
+                fetch->request->own = NULL;
         if (fetch->message)
                 ae_control_free(&fetch->message->base);
         free(fetch);
 }
 
+void ae_get_forget(struct ae_request *request)
+{
+        if (request->own)
+                free_fetch(request->own);
+}
+
 void ae_state_pump(struct ae_job *job)
 {
-        struct fetch *fetch;
+        struct ae_state_fetch *fetch;
 
         ae_list_for_each_safe(fetch, &job->deferred, link) {
                 struct ae_request *request = fetch->request;
 
                 if (!readable(job, fetch))
                         continue;
-                if (request)
-                        serve_own(job, request);
-                else
+                if (!request)
                         serve_peer(job, fetch);
                 free_fetch(fetch);
+                if (request)
+                        serve_own(job, request); /* may be its end */
         }
 }
 
@@ -157,26 +174,42 @@ static void ask_peer(struct ae_request *request, uint32_t node)
 void ae_get_start(struct ae_request *request)
 {
         struct ae_job *job = request->job;
-        struct fetch *own;
+        uint32_t self = job->core->options.node;
 
         request->n_left = request->n_stretches;
+        for (uint32_t i = 0; i < request->n_stretches; i++)
+                request->due[job->layout->slices[request->stretches[i].slice].node]++;
         if (!request->n_left) {
                 ae_state_finish(request, 0, "");
                 return;
         }
         for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
-                if (node != job->core->options.node && job->state < AE_JOB_FAILED)
+                if (node != self && job->state < AE_JOB_FAILED)
                         ask_peer(request, node);
         }
-        own = ae_core_alloc(1, sizeof(*own));
-        own->request = request;
-        ae_list_push(&job->deferred, &own->link);
+        if (!request->due[self])
+                return;
+        request->own = ae_core_alloc(1, sizeof(*request->own));
+        request->own->request = request;
+        ae_list_push(&job->deferred, &request->own->link);
         ae_state_pump(job);
+}
+
+/* An owner can't. */
+int ae_get_refused(struct ae_job *job, uint32_t node, const Autoep__FetchReply *reply)
+{
+        struct ae_request *request = ae_state_find(job, reply->token);
+
+        if (request && (request->put || !request->due[node]))
+                return ae_fail(AE_EPROTO, "node %u refuses what it was not asked for", node);
+        if (request)
+                ae_state_finish(request, reply->status, reply->text);
+        return 0;
 }
 
 int ae_get_on_fetch(struct ae_job *job, uint32_t node, const Autoep__Fetch *message)
 {
-        struct fetch *fetch;
+        struct ae_state_fetch *fetch;
         uint8_t *packed;
         size_t len;
         int r;
@@ -203,7 +236,7 @@ int ae_get_on_fetch(struct ae_job *job, uint32_t node, const Autoep__Fetch *mess
 
 void ae_get_free(struct ae_job *job)
 {
-        struct fetch *fetch;
+        struct ae_state_fetch *fetch;
 
         ae_list_for_each_safe(fetch, &job->deferred, link)
                 free_fetch(fetch);

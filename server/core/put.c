@@ -32,6 +32,8 @@ void ae_put_start(struct ae_request *request)
         struct ae_job *job = request->job;
 
         request->n_left = job->core->options.n_nodes;
+        for (uint32_t node = 0; node < job->core->options.n_nodes; node++)
+                request->due[node] = 1;
         for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
                 AE_CLEANUP(ae_cleanup_free) Autoep__StateItem *items = NULL;
                 AE_CLEANUP(ae_cleanup_free) Autoep__StateItem **pointers = NULL;
@@ -41,6 +43,7 @@ void ae_put_start(struct ae_request *request)
                 stage.put_id = request->put_id;
                 stage.n_items = ae_state_items(request, node, &items, &pointers, NULL);
                 stage.items = pointers;
+                request->keyed[node] = !stage.n_items || node == job->core->options.node;
                 ae_job_control(job, node, AE_CONTROL_STAGE, &stage.base);
         }
 }
@@ -96,28 +99,45 @@ static void copy_stage(struct ae_request *request, struct ae_stage *stage)
         stage->n_left = 0;
 }
 
-void ae_put_on_stage_reply(struct ae_job *job, uint32_t node, const Autoep__StageReply *reply)
+/* Each owner says once where the bytes go, if there are any, and once that all are there. */
+static bool reply_fits(const struct ae_request *request, uint32_t node,
+                       const Autoep__StageReply *reply)
+{
+        if (!request->put || !request->due[node])
+                return false;
+        if (reply->key)
+                return !request->keyed[node] &&
+                       reply->key->key.len == sizeof(struct ae_net_key);
+        return reply->status < 0 || request->keyed[node];
+}
+
+int ae_put_on_stage_reply(struct ae_job *job, uint32_t node, const Autoep__StageReply *reply)
 {
         struct ae_request *request = ae_state_find(job, reply->token);
         struct ae_net_key key;
 
-        if (!request || !request->put)
-                return;
+        if (!request)
+                return 0;
+        if (!reply_fits(request, node, reply))
+                return ae_fail(AE_EPROTO, "STAGE_REPLY from node %u does not fit", node);
         if (reply->status < 0) {
                 ae_state_put_off(job, request->put_id, reply->status, reply->text);
-                return;
+                return 0;
         }
         if (node == job->core->options.node) {
                 struct ae_stage *stage = find_stage(job, node, request->put_id);
 
                 copy_stage(request, stage);
-        } else if (reply->key && reply->key->key.len == sizeof(key.bytes)) {
+        } else if (reply->key) {
                 memcpy(key.bytes, reply->key->key.data, sizeof(key.bytes));
+                request->keyed[node] = true;
                 send_stage(request, node, &key);
-                return; /* the owner says when the bytes are there */
+                return 0; /* the owner says when the bytes are there */
         }
+        request->due[node] = 0;
         if (--request->n_left == 0)
                 all_staged(request);
+        return 0;
 }
 
 /* ---- put: the owner --------------------------------------------------------------------- */
@@ -226,7 +246,7 @@ void ae_state_arrived(struct ae_job *job, uint32_t node, struct ae_net_mem *mem,
                 return;
         }
         if (request && !request->put && request->region->mem == mem)
-                ae_get_piece_done(request);
+                ae_get_arrived(request, node);
 }
 
 static void write_item(struct ae_job *job, const Autoep__StateItem *item, const char *from)

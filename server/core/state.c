@@ -39,6 +39,7 @@ void ae_state_request_free(struct ae_request *request)
 {
         const struct ae_core_options *options = &request->job->core->options;
 
+        ae_get_forget(request);
         ae_list_unlink(&request->link);
         request->ended = true;
         if (request->n_puts)
@@ -53,6 +54,7 @@ void ae_state_request_free(struct ae_request *request)
         free(request->stretches);
         free(request->keys);
         free(request->keyed);
+        free(request->due);
         free(request);
 }
 
@@ -201,6 +203,7 @@ static struct ae_request *new_request(struct ae_worker *worker, bool put, uint64
         request->put_id = (uint64_t)core->options.node << 32 | request->token;
         request->keys = ae_core_alloc(core->options.n_nodes, sizeof(*request->keys));
         request->keyed = ae_core_alloc(core->options.n_nodes, sizeof(*request->keyed));
+        request->due = ae_core_alloc(core->options.n_nodes, sizeof(*request->due));
         ae_list_push(&worker->job->requests, &request->link);
         return request;
 }
@@ -477,15 +480,6 @@ void ae_state_initial(struct ae_worker *worker)
         ae_put_start(request);
 }
 
-static int on_fetch_reply(struct ae_job *job, const Autoep__FetchReply *reply)
-{
-        struct ae_request *request = ae_state_find(job, reply->token);
-
-        if (request)
-                ae_state_finish(request, reply->status, reply->text);
-        return 0;
-}
-
 int ae_state_control(struct ae_job *job, uint32_t node, uint32_t type,
                      const ProtobufCMessage *message)
 {
@@ -495,12 +489,11 @@ int ae_state_control(struct ae_job *job, uint32_t node, uint32_t type,
         case AE_CONTROL_STAGE:
                 return ae_put_on_stage(job, node, (const Autoep__Stage *)message);
         case AE_CONTROL_STAGE_REPLY:
-                ae_put_on_stage_reply(job, node, (const Autoep__StageReply *)message);
-                return 0;
+                return ae_put_on_stage_reply(job, node, (const Autoep__StageReply *)message);
         case AE_CONTROL_FETCH:
                 return ae_get_on_fetch(job, node, (const Autoep__Fetch *)message);
         case AE_CONTROL_FETCH_REPLY:
-                return on_fetch_reply(job, (const Autoep__FetchReply *)message);
+                return ae_get_refused(job, node, (const Autoep__FetchReply *)message);
         case AE_CONTROL_DECIDE:
         case AE_CONTROL_DECIDE_REPLY:
                 ae_form_control(job->core, job->id, node, type, message);
@@ -509,19 +502,14 @@ int ae_state_control(struct ae_job *job, uint32_t node, uint32_t type,
         return ae_fail(AE_EPROTO, "unknown state message %u", type);
 }
 
-/* The first other node that @request needs and, for a put, that has not taken its bytes. */
+/* The first node that owes @request something; when none does, the decider of a put. */
 static uint32_t missing_node(const struct ae_request *request)
 {
-        const struct ae_job *job = request->job;
-        uint32_t self = job->core->options.node;
-
-        for (uint32_t i = 0; i < request->n_stretches; i++) {
-                uint32_t node = job->layout->slices[request->stretches[i].slice].node;
-
-                if (node != self && !(request->put && request->keyed[node]))
+        for (uint32_t node = 0; node < request->job->core->options.n_nodes; node++) {
+                if (request->due[node])
                         return node;
         }
-        return request->put ? 0 : self;
+        return 0;
 }
 
 bool ae_state_waits(const struct ae_worker *worker, char *text, size_t size)

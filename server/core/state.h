@@ -34,9 +34,12 @@ struct ae_request {
         struct ae_stretch *stretches;
         uint32_t n_stretches;
         uint64_t n_left;          /* stretches or stagings that have not come */
+        uint32_t *due;            /* owned; per node: how many of these it still owes */
+        struct ae_state_fetch *own; /* owned; get: what this node itself brings; NULL: it has */
         uint32_t n_seen;          /* nodes that show the put's version */
-        struct ae_net_key *keys;  /* owned; get: grants, put: what owners granted; per node */
-        bool *keyed;              /* owned; per node */
+        struct ae_net_key *keys;  /* owned; get: what the owners were granted; per node */
+        bool *keyed;              /* owned; per node. Get: granted. Put: it may say that it has
+                                     staged, for its bytes are on their way or there are none */
 };
 
 /* ---- state.c ------------------------------------------------------------------------- */
@@ -59,14 +62,18 @@ struct ae_request *ae_state_find(const struct ae_job *job, uint32_t token);
 
 /* ---- get.c --------------------------------------------------------------------------- */
 
-void ae_get_piece_done(struct ae_request *request);
+/* A note of @node about a piece of @request. */
+void ae_get_arrived(struct ae_request *request, uint32_t node);
 void ae_get_start(struct ae_request *request);
+/* @request ends: nobody serves it any more. */
+void ae_get_forget(struct ae_request *request);
+int ae_get_refused(struct ae_job *job, uint32_t node, const Autoep__FetchReply *reply);
 int ae_get_on_fetch(struct ae_job *job, uint32_t node, const Autoep__Fetch *message);
 void ae_get_free(struct ae_job *job);
 
 /* ---- put.c --------------------------------------------------------------------------- */
 
 void ae_put_start(struct ae_request *request);
-void ae_put_on_stage_reply(struct ae_job *job, uint32_t node, const Autoep__StageReply *reply);
+int ae_put_on_stage_reply(struct ae_job *job, uint32_t node, const Autoep__StageReply *reply);
 int ae_put_on_stage(struct ae_job *job, uint32_t node, const Autoep__Stage *message);
 void ae_put_free(struct ae_job *job);

@@ -55,6 +55,7 @@ static struct event *push(struct bed_node *node, enum event_kind kind, uint32_t 
 
 static void on_msg(void *user, uint32_t node, const void *data, size_t len)
 {
+        assert_true(len <= AE_NET_MSG_MAX);
         memcpy(push(user, EVENT_MSG, node, len)->data, data, len);
 }
 
@@ -73,20 +74,24 @@ static void on_put(void *user, uint32_t node, const struct ae_net_key *key, uint
         event->cookie = cookie;
 }
 
-/* The key is the place itself: region, offset, length. */
+/* The key is the place itself, and which grant it is. */
 struct place {
         struct ae_region *region;
         uint64_t off, len;
+        uint64_t serial;
 };
 static_assert(sizeof(struct place) <= sizeof(struct ae_net_key), "a key holds a place");
 
 static int on_grant(void *user, uint32_t node, struct ae_region *region, uint64_t off, uint64_t len,
                     struct ae_net_key *ret_key)
 {
-        struct place place = { region, off, len };
+        struct bed *bed = ((struct bed_node *)user)->bed;
+        struct place place = { region, off, len, bed->n_grants++ };
 
-        (void)user;
         (void)node;
+        bed->revoked = realloc(bed->revoked, bed->n_grants * sizeof(*bed->revoked));
+        assert_non_null(bed->revoked);
+        bed->revoked[place.serial] = false;
         memset(ret_key, 0, sizeof(*ret_key));
         memcpy(ret_key->bytes, &place, sizeof(place));
         return 0;
@@ -94,9 +99,13 @@ static int on_grant(void *user, uint32_t node, struct ae_region *region, uint64_
 
 static void on_revoke(void *user, uint32_t node, const struct ae_net_key *key)
 {
-        (void)user;
+        struct bed *bed = ((struct bed_node *)user)->bed;
+        struct place place;
+
         (void)node;
-        (void)key;
+        memcpy(&place, key->bytes, sizeof(place));
+        assert_true(place.serial < bed->n_grants && !bed->revoked[place.serial]);
+        bed->revoked[place.serial] = true;
 }
 
 static void on_task(void *user, struct ae_task *task)
@@ -106,8 +115,13 @@ static void on_task(void *user, struct ae_task *task)
 
 static int on_region_new(void *user, const struct ae_region_spec *spec, struct ae_region **ret)
 {
+        int r;
+
         (void)user;
-        return ae_region_new(spec, ret);
+        r = ae_region_new(spec, ret);
+        if (r == 0 && spec->net)
+                (*ret)->mem = (struct ae_net_mem *)(void *)*ret; /* one of its own, never used */
+        return r;
 }
 
 static void on_region_free(void *user, struct ae_region *region)
@@ -160,7 +174,8 @@ static void deliver_put(struct bed *bed, struct event *event)
         struct place place;
 
         memcpy(&place, event->key.bytes, sizeof(place));
-        if (ae_range_ok(event->off, event->put_len, place.len)) { /* a transport refuses the rest */
+        if (place.serial < bed->n_grants && !bed->revoked[place.serial] &&
+            ae_range_ok(event->off, event->put_len, place.len)) { /* a transport refuses the rest */
                 memcpy(place.region->base + place.off + event->off,
                        event->src->base + event->src_off,
                        event->put_len);
@@ -268,6 +283,7 @@ struct bed *bed_free(struct bed *bed)
                 bed_gone(&bed->workers[i], "the test is over");
         for (uint32_t i = 0; i < bed->n_nodes; i++)
                 assert_null(ae_core_free(bed->nodes[i].core));
+        free(bed->revoked);
         free(bed);
         return NULL;
 }

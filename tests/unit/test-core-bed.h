@@ -41,6 +41,8 @@ struct bed {
         uint64_t now_ns;
         uint32_t n_done;       /* events worked off, to see that nothing happened */
         uint32_t n_refused;    /* messages of cores that cores refused */
+        bool *revoked;         /* owned; per grant */
+        uint64_t n_grants;
         char log[1024];        /* the last line */
 };
 

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Get and put between cores: what an owner or a requester may send beyond its share.
+ */
+#include "tests/lib/test.h"
+
+#include "proto/base/num.h"
+#include "proto/base/status.h"
+#include "server/core/job.h"
+#include "server/core/state.h"
+#include "tests/unit/test-core-bed.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define BIG 2u /* the tensor that is cut over two nodes */
+
+#define assert_says(text, words)                                                                  \
+        do {                                                                                      \
+                if (!strstr((text), (words)))                                                     \
+                        fail_msg("'%s' does not say '%s'", (text), (words));                      \
+        } while (0)
+
+static int memory(uint64_t len)
+{
+        int fd = memfd_create("bed-state", MFD_CLOEXEC);
+
+        assert_true(fd >= 0);
+        assert_int_equal(ftruncate(fd, (off_t)len), 0);
+        return fd;
+}
+
+/* A worker's message as the session would pass it on: the core takes a copy over. */
+static void say(struct bed_worker *worker, uint32_t type, const ProtobufCMessage *message, int fd)
+{
+        size_t len = ae_control_size(message);
+        uint8_t *packed = malloc(len + 1);
+        ProtobufCMessage *copy = NULL;
+
+        assert_non_null(packed);
+        ae_control_pack(message, packed);
+        assert_int_equal(ae_control_unpack(type, packed, len, &copy), 0);
+        free(packed);
+        worker->type = 0;
+        assert_int_equal(ae_core_worker_message(worker->worker, type, copy, fd), 0);
+}
+
+static Autoep__StateItem item_of(uint32_t tensor, uint32_t what, uint64_t n)
+{
+        Autoep__StateItem item = AUTOEP__STATE_ITEM__INIT;
+
+        item.tensor = tensor;
+        item.what = what;
+        item.n = n;
+        return item;
+}
+
+/* Asks for all masters of the cut tensor; what follows stays in the queue. */
+static void get_big(struct bed_worker *worker)
+{
+        Autoep__StateItem item = item_of(BIG, MASTER, BED_BIG_N);
+        Autoep__StateItem *items[] = { &item };
+        Autoep__Get get = AUTOEP__GET__INIT;
+
+        get.id = 7;
+        get.items = items;
+        get.n_items = 1;
+        say(worker, AE_CONTROL_GET, &get.base, memory(BED_BIG_N * 4));
+}
+
+static void put_big(struct bed_worker *worker, uint64_t version)
+{
+        Autoep__StateItem item = item_of(BIG, MASTER, BED_BIG_N);
+        Autoep__StateItem *items[] = { &item };
+        Autoep__Put put = AUTOEP__PUT__INIT;
+
+        put.id = 8;
+        put.version = version;
+        put.items = items;
+        put.n_items = 1;
+        say(worker, AE_CONTROL_PUT, &put.base, memory(BED_BIG_N * 4));
+}
+
+static struct ae_request *request_of(const struct ae_job *job)
+{
+        assert_false(ae_list_empty(&job->requests));
+        return ae_list_entry(job->requests.next, struct ae_request, link);
+}
+
+static void control(struct bed *bed, uint32_t from, uint32_t to, uint32_t type,
+                    const ProtobufCMessage *message, int expected)
+{
+        struct ae_wire_head head = { .op = AE_WIRE_CONTROL, .type = (uint16_t)type,
+                                     .job = bed_job(bed, to)->id };
+        size_t len = sizeof(head) + ae_control_size(message);
+        char *bytes = malloc(len);
+
+        assert_non_null(bytes);
+        memcpy(bytes, &head, sizeof(head));
+        ae_control_pack(message, (uint8_t *)bytes + sizeof(head));
+        assert_int_equal(ae_core_msg(bed->nodes[to].core, from, bytes, len), expected);
+        free(bytes);
+}
+
+/* ---- more than its share ------------------------------------------------------------------ */
+
+static void hold_own(struct ae_job *job, bool hold)
+{
+        for (uint32_t i = 0; i < job->n_owned; i++)
+                job->owned[i].n_tasks = hold;
+}
+
+/* Notes for what this node itself still has to bring. */
+static void test_surplus_notes(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+        struct ae_request *request;
+
+        (void)state;
+        hold_own(job, true); /* its own part waits for an apply */
+        get_big(&bed->workers[0]);
+        request = request_of(job);
+        for (uint32_t i = 0; i < 3 && job->state == AE_JOB_LIVE; i++)
+                ae_core_notify(bed->nodes[0].core, 1, request->region->mem, 0, 4,
+                               ae_note_state(job->id, request->token));
+        assert_int_equal(job->state, AE_JOB_FAILED);
+        assert_says(job->why, "node 1");
+        assert_int_equal(bed->workers[0].status, AE_EPROTO);
+        hold_own(job, false);
+        bed_free(bed);
+}
+
+/* An owner that cannot, while this node's own part still waits. */
+static void test_fetch_refused(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+        Autoep__FetchReply reply = AUTOEP__FETCH_REPLY__INIT;
+        char text[] = "it cannot";
+
+        (void)state;
+        hold_own(job, true);
+        get_big(&bed->workers[0]);
+        reply.token = request_of(job)->token;
+        reply.status = AE_EBUDGET;
+        reply.text = text;
+        control(bed, 1, 0, AE_CONTROL_FETCH_REPLY, &reply.base, 0);
+        assert_int_equal(bed->workers[0].status, AE_EBUDGET);
+        hold_own(job, false);
+        ae_state_pump(job);
+        bed_run(bed);
+        assert_int_equal(job->state, AE_JOB_LIVE);
+        bed_free(bed);
+}
+
+/* A put is not what an owner may refuse as a get, and none says twice that it has staged. */
+static void test_replies_to_a_put(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+        Autoep__FetchReply refusal = AUTOEP__FETCH_REPLY__INIT;
+        Autoep__StageReply reply = AUTOEP__STAGE_REPLY__INIT;
+        char text[] = "";
+
+        (void)state;
+        put_big(&bed->workers[0], 0);
+        refusal.token = reply.token = request_of(job)->token;
+        refusal.status = AE_EINVAL;
+        refusal.text = reply.text = text;
+        control(bed, 1, 0, AE_CONTROL_FETCH_REPLY, &refusal.base, AE_EPROTO);
+        control(bed, 1, 0, AE_CONTROL_STAGE_REPLY, &reply.base, AE_EPROTO); /* it has no bytes */
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].type, AE_CONTROL_DONE);
+        assert_int_equal(job->version, 1);
+        bed_free(bed);
+}
+
+int main(void)
+{
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_surplus_notes),
+                cmocka_unit_test(test_fetch_refused),
+                cmocka_unit_test(test_replies_to_a_put),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
