@@ -318,8 +318,9 @@ AUTOEP_API int autoep_pause(autoep *handle, const char *reason, uint32_t seconds
 
 /* ---- state from outside, between steps --------------------------------------------------- */
 
-/* Copies elements [first, first + n) of @tensor's @what into @data (fp32, weights in their dtype).
- */
+/* Copies elements [first, first + n) of @tensor's @what into @data (fp32, weights in their dtype):
+ * all as they are at one version, also beside a step or a put of others; but a gradient is only
+ * whole until a rank scatters again. */
 AUTOEP_API int autoep_get(autoep *handle, uint32_t tensor, uint32_t what, uint64_t first,
                           uint64_t n, void *data, int timeout_ms);
 

@@ -191,7 +191,7 @@ struct ae_wire_waiting {
  *   gather   kind 2 | job 8 | version 8 | slice 22 | token 24
  *   part     kind 2 | job 8 | round 8 | group 4 | slice 22 | part 20
  *   flow     kind 2 | job 8 | epoch 8 | seq 14 | src 16 | dst 16
- *   state    kind 2 | job 8 | zero 22 | token 32
+ *   state    kind 2 | job 8 | version 8 | zero 14 | token 32
  */
 enum ae_note_kind { AE_NOTE_GATHER = 0, AE_NOTE_PART = 1, AE_NOTE_FLOW = 2, AE_NOTE_STATE = 3 };
 
@@ -220,10 +220,10 @@ static inline uint64_t ae_note_flow(uint32_t job, uint64_t epoch, uint64_t seq, 
                (seq & 0x3fff) << 32 | (uint64_t)src << 16 | dst;
 }
 
-static inline uint64_t ae_note_state(uint32_t job, uint32_t token)
+static inline uint64_t ae_note_state(uint32_t job, uint64_t version, uint32_t token)
 {
         assert(job < AE_WIRE_MAX_JOBS);
-        return (uint64_t)AE_NOTE_STATE << 62 | (uint64_t)job << 54 | token;
+        return (uint64_t)AE_NOTE_STATE << 62 | (uint64_t)job << 54 | (version & 0xff) << 46 | token;
 }
 
 static inline enum ae_note_kind ae_note_kind(uint64_t note)

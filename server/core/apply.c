@@ -156,7 +156,7 @@ static void all_scalars(struct ae_job *job)
 
 /* ---- tasks ------------------------------------------------------------------------------ */
 
-static void finished(struct ae_owned *owned)
+void ae_apply_finished(struct ae_owned *owned)
 {
         assert(owned->n_tasks > 0);
         if (--owned->n_tasks || owned->job->state >= AE_JOB_FAILED)
@@ -167,28 +167,37 @@ static void finished(struct ae_owned *owned)
         ae_state_pump(owned->job);
 }
 
+void ae_apply_one_done(struct ae_job *job)
+{
+        assert(job->n_applying > 0);
+        if (--job->n_applying == 0 && job->state < AE_JOB_FAILED)
+                ae_round_applied(job);
+}
+
 static void on_applied(struct ae_task *task)
 {
         uint32_t last = AE_WIRE_NONE;
 
-        task->job->n_applying--;
         for (uint32_t i = 0; i < task->apply.n_runs; i++) {
                 uint32_t owned = task->apply.runs[i].owned;
 
                 if (owned != last)
-                        finished(&task->job->owned[owned]);
+                        ae_apply_finished(&task->job->owned[owned]);
                 last = owned;
         }
+        ae_apply_one_done(task->job);
 }
 
 static void on_balanced(struct ae_task *task)
 {
-        task->job->n_applying--;
-        finished(task->owner);
+        ae_apply_finished(task->owner);
+        ae_apply_one_done(task->job);
 }
 
 static bool may_run(const struct ae_task *task)
 {
+        if (task->kind == AE_TASK_STATE)
+                return task->state.owned->n_puts == 0;
         if (task->kind == AE_TASK_BALANCE)
                 return ((const struct ae_owned *)task->owner)->n_puts == 0;
         for (uint32_t i = 0; i < task->apply.n_runs; i++) {
@@ -208,6 +217,12 @@ void ae_apply_pump(struct ae_job *job)
                 ae_list_unlink(&task->link);
                 ae_job_run(task);
         }
+}
+
+void ae_apply_add(struct ae_task *task)
+{
+        ae_list_push(&task->job->applies, &task->link);
+        ae_apply_pump(task->job);
 }
 
 static void add_task(struct ae_job *job, const struct ae_apply_run *runs, uint32_t n_runs)

@@ -455,7 +455,7 @@ void ae_core_notify(struct ae_core *core, uint32_t node, struct ae_net_mem *mem,
                         ae_job_fail(job, AE_EPROTO, "node %u: %s", node, ae_error_text());
                 break;
         case AE_NOTE_STATE:
-                ae_state_arrived(job, node, mem, (uint32_t)note);
+                ae_state_arrived(job, node, mem, note);
                 break;
         }
         ae_core_settle(core);
@@ -473,7 +473,7 @@ void ae_core_put_done(struct ae_core *core, uint64_t value, int status)
                 ae_serve_put_done(cookie->owner);
         if (cookie->kind == AE_COOKIE_FLOW)
                 ae_flow_put_done(cookie->owner);
-        if (cookie->kind == AE_COOKIE_STATE && cookie->owner)
+        if (cookie->kind == AE_COOKIE_STATE)
                 ae_state_put_done(cookie->owner);
         ae_pool_give(&core->cookies, cookie);
         ae_core_settle(core);

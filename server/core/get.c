@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Get: the requester asks each owner, an owner puts its ranges into the requester's memory as soon
- * as no apply is at work on them. The core's thread.
+ * as no apply is at work on them, and says of which version they are. Owners hear of a commit at
+ * different times; when their versions differ the requester asks again, so that what is got is the
+ * state at one version. The core's thread.
  */
 #include "proto/base/cleanup.h"
 #include "proto/base/num.h"
@@ -17,21 +19,35 @@
 #include <unistd.h>
 /* ---- get -------------------------------------------------------------------------------- */
 
-static void count(struct ae_request *request, uint32_t node, uint32_t n)
+static void count(struct ae_request *request, uint32_t node, uint32_t n, uint32_t stamp)
 {
         assert(n <= request->due[node] && n <= request->n_left);
         request->due[node] -= n;
         request->n_left -= n;
-        if (request->n_left == 0)
+        request->mixed |= request->stamped && stamp != request->stamp;
+        request->stamped = true;
+        request->stamp = stamp;
+        if (request->n_left == 0 && request->mixed)
+                ae_get_start(request);
+        else if (request->n_left == 0)
                 ae_state_finish(request, 0, "");
 }
 
-void ae_get_arrived(struct ae_request *request, uint32_t node)
+uint64_t ae_get_version(const struct ae_request *request)
+{
+        uint64_t version = request->job->version;
+
+        /* owners may be one commit ahead of this node, or the pieces older than its last ones */
+        return request->stamped ? version + (uint64_t)(int8_t)(request->stamp - (uint32_t)version)
+                                : version;
+}
+
+void ae_get_arrived(struct ae_request *request, uint32_t node, uint32_t stamp)
 {
         struct ae_job *job = request->job;
 
         if (request->due[node])
-                count(request, node, 1);
+                count(request, node, 1, stamp);
         else
                 ae_job_fail(job, AE_EPROTO,
                             "node %u sent more pieces of state than node %u asked it for", node,
@@ -87,7 +103,7 @@ static void serve_own(struct ae_job *job, struct ae_request *request)
                        stretch->n * ae_state_item_size(home, stretch->what));
                 n_own++;
         }
-        count(request, job->core->options.node, n_own);
+        count(request, job->core->options.node, n_own, job->version & 0xff);
 }
 
 static void serve_peer(struct ae_job *job, struct ae_state_fetch *fetch)
@@ -98,13 +114,15 @@ static void serve_peer(struct ae_job *job, struct ae_state_fetch *fetch)
         for (size_t i = 0; i < fetch->message->n_items; i++) {
                 const Autoep__StateItem *item = fetch->message->items[i];
                 const struct ae_layout_tensor *home = &job->layout->tensors[item->tensor];
+                struct ae_owned *owned = ae_state_owner(job, item->tensor, item->first);
                 struct ae_region *region;
                 uint64_t off;
 
                 region = ae_state_locate(job, item->tensor, item->what, item->first, &off);
-                ae_job_put(job, fetch->node, AE_COOKIE_STATE, NULL, &key, fetch->message->offs[i],
+                owned->n_puts++;
+                ae_job_put(job, fetch->node, AE_COOKIE_SERVE, owned, &key, fetch->message->offs[i],
                            region, off, item->n * ae_state_item_size(home, item->what),
-                           ae_note_state(job->id, fetch->message->token));
+                           ae_note_state(job->id, job->version, fetch->message->token));
         }
 }
 
@@ -154,7 +172,8 @@ static void ask_peer(struct ae_request *request, uint32_t node)
         fetch.n_items = ae_state_items(request, node, &items, &pointers, offs);
         if (!fetch.n_items)
                 return;
-        if (options->ops->grant(options->user, node, request->region, 0, request->region->len,
+        if (!request->keyed[node] &&
+            options->ops->grant(options->user, node, request->region, 0, request->region->len,
                                 &request->keys[node]) < 0) {
                 ae_job_fail(request->job, AE_ELOST, "%s", ae_error_text());
                 return;
@@ -177,6 +196,7 @@ void ae_get_start(struct ae_request *request)
         uint32_t self = job->core->options.node;
 
         request->n_left = request->n_stretches;
+        request->stamped = request->mixed = false;
         for (uint32_t i = 0; i < request->n_stretches; i++)
                 request->due[job->layout->slices[request->stretches[i].slice].node]++;
         if (!request->n_left) {

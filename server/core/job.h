@@ -287,6 +287,10 @@ struct ae_stage {
         struct ae_net_key key;     /* what the requester was granted */
         bool granted;
         uint64_t n_left;           /* items whose bytes have not come */
+        bool committed;            /* being written: */
+        size_t item;               /* the item at work, */
+        uint64_t item_n;           /* how many of its elements are in place, */
+        uint64_t off;              /* and the byte of the region that comes next */
 };
 
 struct ae_request; /* state.c: a get or put of a local worker */
@@ -379,7 +383,7 @@ struct ae_job {
         struct ae_apply_run *runs; /* owned; all trainable runs of the shard, in order */
         uint32_t n_runs;
         struct ae_apply_run *step_runs; /* owned; those of the running step */
-        uint32_t n_applying;       /* apply tasks not done */
+        uint32_t n_applying;       /* apply tasks, and a put's writing, not done */
         struct ae_list early;      /* struct ae_early: of the next round */
         struct ae_list applies;    /* apply tasks that wait for puts */
         struct ae_list deferred;   /* fetches of state that wait for it */
@@ -401,6 +405,7 @@ struct ae_job {
         struct ae_list stages;    /* struct ae_stage */
         struct ae_list requests;  /* struct ae_request */
         bool put_prepared;        /* STEPs wait until it commits or is called off */
+        bool owes_prepared;       /* the decider hears of it when the last apply is through */
         uint64_t put_id, put_node;/* of the put being decided (decider) */
 };
 
@@ -583,6 +588,7 @@ int ae_round_scattered(const struct ae_job *job, uint32_t group, uint32_t unit);
 
 void ae_round_begin(struct ae_job *job);
 int ae_round_step(struct ae_worker *worker);
+void ae_round_applied(struct ae_job *job);  /* nothing of the last commit is under way any more */
 void ae_round_progress(struct ae_job *job); /* something that END or VOTE waits for has happened */
 int ae_round_msg(struct ae_job *job, uint32_t node, const struct ae_wire_head *head, size_t len);
 void ae_round_put(struct ae_job *job, uint32_t node, uint64_t put_id, uint64_t version,
@@ -609,6 +615,10 @@ int ae_apply_new(struct ae_job *job);
 void ae_apply_free(struct ae_job *job);
 void ae_apply_step(struct ae_job *job);  /* job->verdict says APPLIED */
 void ae_apply_pump(struct ae_job *job);  /* puts have finished */
+/* A task that changes a slice: runs when nothing is being sent from it any more. */
+void ae_apply_add(struct ae_task *task);
+void ae_apply_finished(struct ae_owned *owned); /* one of n_tasks */
+void ae_apply_one_done(struct ae_job *job);     /* one of n_applying */
 
 /* ---- flow.c, state.c -------------------------------------------------------------------- */
 
@@ -623,7 +633,7 @@ void ae_state_request(struct ae_worker *worker, uint32_t type, ProtobufCMessage 
 void ae_state_initial(struct ae_worker *worker); /* rank 0's initial values */
 int ae_state_control(struct ae_job *job, uint32_t node, uint32_t type,
                      const ProtobufCMessage *message);
-void ae_state_arrived(struct ae_job *job, uint32_t node, struct ae_net_mem *mem, uint32_t token);
+void ae_state_arrived(struct ae_job *job, uint32_t node, struct ae_net_mem *mem, uint64_t note);
 /* The put that the verdict names takes effect here; fills job->updated. */
 void ae_state_commit(struct ae_job *job);
 /* After it: tells the requester's node that gathers here have the put's version. */

@@ -15,6 +15,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define WRITE_N (1u << 18) /* elements of a task */
+
 /* ---- put: the requester ----------------------------------------------------------------- */
 
 static void all_staged(struct ae_request *request)
@@ -64,7 +67,8 @@ static void send_stage(struct ae_request *request, uint32_t node, const struct a
                         continue;
                 request->n_puts++;
                 ae_job_put(job, node, AE_COOKIE_STATE, request, key, off, request->region,
-                           stretch->off, len, ae_note_state(job->id, request->token));
+                           stretch->off, len,
+                           ae_note_state(job->id, request->version, request->token));
                 off += len;
         }
 }
@@ -74,7 +78,7 @@ static struct ae_stage *find_stage(const struct ae_job *job, uint32_t node, uint
         struct ae_stage *stage;
 
         ae_list_for_each(stage, &job->stages, link) {
-                if (stage->node == node && stage->put_id == put_id)
+                if (stage->node == node && stage->put_id == put_id && !stage->committed)
                         return stage;
         }
         return NULL;
@@ -233,10 +237,10 @@ int ae_put_on_stage(struct ae_job *job, uint32_t node, const Autoep__Stage *mess
 }
 
 /* A put of state arrived: of a get of ours, or of somebody's staging. */
-void ae_state_arrived(struct ae_job *job, uint32_t node, struct ae_net_mem *mem, uint32_t token)
+void ae_state_arrived(struct ae_job *job, uint32_t node, struct ae_net_mem *mem, uint64_t note)
 {
         struct ae_stage *stage;
-        struct ae_request *request = ae_state_find(job, token);
+        struct ae_request *request = ae_state_find(job, (uint32_t)note);
 
         ae_list_for_each(stage, &job->stages, link) {
                 if (stage->region->mem != mem || stage->node != node || stage->n_left == 0)
@@ -246,57 +250,92 @@ void ae_state_arrived(struct ae_job *job, uint32_t node, struct ae_net_mem *mem,
                 return;
         }
         if (request && !request->put && request->region->mem == mem)
-                ae_get_arrived(request, node);
+                ae_get_arrived(request, node, ae_note_stamp(note));
 }
 
-static void write_item(struct ae_job *job, const Autoep__StateItem *item, const char *from)
+/* ---- put: taking effect ----------------------------------------------------------------- */
+
+static void write_next(struct ae_job *job, struct ae_stage *stage);
+
+static void on_written(struct ae_task *task)
 {
-        const struct ae_layout_tensor *home = &job->layout->tensors[item->tensor];
-        struct ae_owned *owned = ae_state_owner(job, item->tensor, item->first);
-        struct ae_task task = { .kind = AE_TASK_STATE };
+        struct ae_stage *stage = task->owner;
+        const Autoep__StateItem *item = stage->message->items[stage->item];
+
+        stage->item_n += task->state.n;
+        if (stage->item_n == item->n) {
+                stage->item++;
+                stage->item_n = 0;
+                ae_apply_finished(ae_state_owner(task->job, item->tensor, item->first));
+        }
+        if (task->job->state < AE_JOB_FAILED)
+                write_next(task->job, stage);
+}
+
+/* One task after another, in the order of the items: they may overlap. */
+static void write_next(struct ae_job *job, struct ae_stage *stage)
+{
+        const Autoep__StateItem *item;
+        const struct ae_layout_tensor *home;
+        struct ae_task *task;
         uint64_t off;
 
-        (void)ae_state_locate(job, item->tensor, WEIGHT, item->first, &off);
-        task.state.from = from;
-        task.state.n = item->n;
-        task.state.weight_dtype = home->dtype;
-        task.state.weight = job->shard_region->base + off;
-        if (item->what != WEIGHT) {
-                (void)ae_state_locate(job, item->tensor, item->what, item->first, &off);
-                task.state.state = (float *)(void *)(job->shard_region->base + off);
-                if (item->what != MASTER)
-                        task.state.weight = NULL;
+        if (stage->item == stage->message->n_items) {
+                free_stage(job, stage);
+                ae_apply_one_done(job);
+                return;
         }
-        ae_task_run(&task, 0);
-        if (item->what == WEIGHT || item->what == MASTER)
-                owned->content = job->version;
+        item = stage->message->items[stage->item];
+        home = &job->layout->tensors[item->tensor];
+        task = ae_job_task(job, AE_TASK_STATE, on_written, stage);
+        task->state.owned = ae_state_owner(job, item->tensor, item->first);
+        task->state.n = AE_MIN(item->n - stage->item_n, (uint64_t)WRITE_N);
+        task->state.from = stage->region->base + stage->off;
+        task->state.weight_dtype = home->dtype;
+        if (item->what == WEIGHT || item->what == MASTER) {
+                (void)ae_state_locate(job, item->tensor, WEIGHT, item->first + stage->item_n, &off);
+                task->state.weight = job->shard_region->base + off;
+        }
+        if (item->what != WEIGHT) {
+                (void)ae_state_locate(job, item->tensor, item->what, item->first + stage->item_n,
+                                      &off);
+                task->state.state = (float *)(void *)(job->shard_region->base + off);
+        }
+        stage->off += task->state.n * ae_state_item_size(home, item->what);
+        ae_apply_add(task);
 }
 
 /*
- * Between steps and on the core's thread: what reads these slices waits for this event to end. Puts
- * from them may be under way; a requester sees the new stamp beside an old one and asks again.
+ * The last step's apply is through, for only then does a node prepare a put. Each write waits for
+ * what is still being sent from its slice at the old version, as an apply does, and nobody reads
+ * the slice until it is done.
  */
 void ae_state_commit(struct ae_job *job)
 {
         struct ae_stage *stage = find_stage(job, job->verdict.put_node, job->verdict.put_id);
         struct ae_request *request;
-        uint64_t off = 0;
 
+        assert(job->n_applying == 0);
         /* what changed is known to all nodes alike only as "everything": puts are rare */
         for (uint32_t u = 0; u < job->layout->n_units; u++)
                 job->updated[u] = true;
-        for (size_t i = 0; stage && i < stage->message->n_items; i++) {
-                const Autoep__StateItem *item = stage->message->items[i];
-
-                write_item(job, item, stage->region->base + off);
-                off += item->n *
-                       ae_state_item_size(&job->layout->tensors[item->tensor], item->what);
-        }
-        if (stage)
-                free_stage(job, stage);
         for (uint32_t i = 0; i < job->n_owned; i++) {
                 job->owned[i].content = job->version;
                 job->owned[i].ready = true;
+        }
+        for (size_t i = 0; stage && i < stage->message->n_items; i++) {
+                const Autoep__StateItem *item = stage->message->items[i];
+                struct ae_owned *owned = ae_state_owner(job, item->tensor, item->first);
+
+                owned->ready = false;
+                owned->n_tasks++;
+        }
+        if (stage && stage->message->n_items) {
+                stage->committed = true;
+                job->n_applying++;
+                write_next(job, stage);
+        } else if (stage) {
+                free_stage(job, stage);
         }
         ae_list_for_each(request, &job->requests, link) {
                 if (request->initial && request->put_id == job->verdict.put_id) {
@@ -335,7 +374,7 @@ void ae_state_put_off(struct ae_job *job, uint64_t put_id, int status, const cha
         struct ae_stage *stage;
 
         ae_list_for_each_safe(stage, &job->stages, link) {
-                if (stage->put_id == put_id)
+                if (stage->put_id == put_id && !stage->committed)
                         free_stage(job, stage);
         }
         ae_list_for_each_safe(request, &job->requests, link) {

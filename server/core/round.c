@@ -266,7 +266,7 @@ void ae_round_progress(struct ae_job *job)
 {
         if (job->state == AE_JOB_LIVE && job->round_state == AE_ROUND_ENDED &&
             job->n_ended == job->core->options.n_nodes && job->n_incomplete == 0 &&
-            ae_fold_ended(job))
+            job->n_applying == 0 && ae_fold_ended(job))
                 send_vote(job);
 }
 
@@ -521,10 +521,18 @@ static void note(struct ae_job *job, const struct ae_wire_prepare *prepare)
         atomic_store_explicit(&job->shard.header->prepared, job->round + 1, memory_order_release);
 }
 
+static void send_prepared(struct ae_job *job)
+{
+        struct ae_wire_head prepared = ae_job_head(job, AE_WIRE_PREPARED);
+
+        prepared.type = job->noted;
+        job->owes_prepared = false;
+        ae_job_msg(job, 0, &prepared, sizeof(prepared));
+}
+
 static int on_prepare(struct ae_job *job, uint32_t node, const struct ae_wire_prepare *prepare,
                       size_t len)
 {
-        struct ae_wire_head prepared = ae_job_head(job, AE_WIRE_PREPARED);
         bool put;
 
         if (node != 0 || len < sizeof(*prepare) || prepare->n_counts > job->n_buffer_counts ||
@@ -536,13 +544,23 @@ static int on_prepare(struct ae_job *job, uint32_t node, const struct ae_wire_pr
                 return 0;
         }
         note(job, prepare);
-        prepared.type = job->noted = prepare->head.type;
+        job->noted = prepare->head.type;
         if (put)
                 job->put_prepared = true;
         else
                 round_move(job, AE_ROUND_PREPARED);
-        ae_job_msg(job, 0, &prepared, sizeof(prepared));
+        if (job->n_applying)
+                job->owes_prepared = true; /* a put: it may not write what is still being changed */
+        else
+                send_prepared(job);
         return 0;
+}
+
+void ae_round_applied(struct ae_job *job)
+{
+        if (job->owes_prepared)
+                send_prepared(job);
+        ae_round_progress(job);
 }
 
 static int on_prepared(struct ae_job *job, uint32_t node, uint16_t decision)
@@ -608,7 +626,8 @@ static int on_commit(struct ae_job *job, uint32_t node, uint16_t decision)
         bool first = !job->committed;
 
         if (node != 0 || decision != job->noted ||
-            (put ? !job->put_prepared : job->round_state != AE_ROUND_PREPARED))
+            (put ? !job->put_prepared || job->owes_prepared
+                 : job->round_state != AE_ROUND_PREPARED))
                 return ae_fail(AE_EPROTO, "COMMIT from node %u of what was not prepared", node);
         mark_updated(job);
         job->version = job->verdict.version;
@@ -747,6 +766,6 @@ void ae_round_put_reply(struct ae_job *job, uint32_t node, const Autoep__DecideR
         if (node != 0)
                 return;
         if (job->put_prepared && job->verdict.put_id == reply->put_id)
-                job->put_prepared = false;
+                job->put_prepared = job->owes_prepared = false;
         ae_state_put_off(job, reply->put_id, reply->status, reply->text);
 }

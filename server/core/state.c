@@ -95,7 +95,7 @@ void ae_state_finish(struct ae_request *request, int status, const char *text)
                 ae_worker_error(request->worker, request->id, status, text);
         } else if (request->worker && !request->initial) {
                 done.id = request->id;
-                done.version = request->job->version;
+                done.version = request->put ? request->job->version : ae_get_version(request);
                 options->ops->worker_send(options->user, request->worker, AE_CONTROL_DONE,
                                           &done.base, NULL, 0);
         }

@@ -26,7 +26,9 @@ struct ae_request {
         uint32_t n_puts;          /* posted from its region and not done */
         uint64_t id;              /* the worker's */
         uint64_t put_id;
-        uint64_t version;
+        uint64_t version;         /* put: that it is for */
+        bool stamped, mixed;      /* get: a piece has come; two were of different versions */
+        uint32_t stamp;           /* get: low bits of the version of the pieces */
         uint32_t token;
         int fd;                   /* owned; get: where the worker wants it */
         struct ae_region *region; /* owned: the bytes */
@@ -62,8 +64,10 @@ struct ae_request *ae_state_find(const struct ae_job *job, uint32_t token);
 
 /* ---- get.c --------------------------------------------------------------------------- */
 
-/* A note of @node about a piece of @request. */
-void ae_get_arrived(struct ae_request *request, uint32_t node);
+/* A note of @node about a piece of @request; @stamp: the low bits of the version it is of. */
+void ae_get_arrived(struct ae_request *request, uint32_t node, uint32_t stamp);
+/* The version that all pieces are of. */
+uint64_t ae_get_version(const struct ae_request *request);
 void ae_get_start(struct ae_request *request);
 /* @request ends: nobody serves it any more. */
 void ae_get_forget(struct ae_request *request);

@@ -58,6 +58,7 @@ struct ae_task_state {
         uint32_t weight_dtype;
         const void *from;    /* fp32, or the weight's own dtype when state is NULL */
         uint64_t n;
+        struct ae_owned *owned; /* the core's */
 };
 
 struct ae_layout;

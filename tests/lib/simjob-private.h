@@ -33,6 +33,7 @@ struct simref {
         uint32_t n_kinds[8];
         float **p, **m, **v, **g;      /* per unit: its gradient image */
         char **image[SIM_VERSIONS];    /* by version, per unit: its gathered image */
+        float **state[SIM_VERSIONS];   /* likewise: masters, then first moments */
         uint64_t *steps;               /* per tensor */
         struct ae_wire_verdict seen[8];/* by round */
         struct simgap *gaps;
@@ -123,8 +124,6 @@ struct simworker {
         int answer_status;
         uint64_t answer_version;
         int fd;                   /* memory of a get */
-        bool overlaps;            /* a put is under way beside it */
-        uint32_t n_puts;          /* there had been when it began */
 };
 
 struct simjob {
@@ -211,6 +210,10 @@ void simref_verdict(struct simjob *job, const struct ae_wire_verdict *verdict);
 /* Compares a node's shard when nothing works on it. */
 void simref_check_shard(struct simnode *node);
 const char *simref_image(const struct simjob *job, uint64_t version, uint32_t unit);
+/* Masters at that version, and n_grad further on first moments. */
+const float *simref_state(const struct simjob *job, uint64_t version, uint32_t unit);
+/* Takes up what the nodes have committed. */
+void simref_catch_up(struct simjob *job);
 uint64_t simref_grad_of(const struct simjob *job, uint32_t tensor); /* in its unit's image */
 
 /* ---- simjob-worker.c, simjob-scatter.c, simjob-state.c ------------------------------------ */

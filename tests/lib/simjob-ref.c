@@ -38,6 +38,11 @@ const char *simref_image(const struct simjob *job, uint64_t version, uint32_t un
         return job->ref.image[version % SIM_VERSIONS][unit];
 }
 
+const float *simref_state(const struct simjob *job, uint64_t version, uint32_t unit)
+{
+        return job->ref.state[version % SIM_VERSIONS][unit];
+}
+
 /* ---- making ----------------------------------------------------------------------------- */
 
 static void *zeroed(uint64_t n, size_t size)
@@ -126,6 +131,19 @@ static void draw_init(struct simjob *job)
         }
 }
 
+static void keep_state(struct simjob *job)
+{
+        struct simref *ref = &job->ref;
+        float **to = ref->state[ref->version % SIM_VERSIONS];
+
+        for (uint32_t u = 0; u < job->layout->n_units; u++) {
+                uint64_t n = job->layout->units[u].n_grad;
+
+                memcpy(to[u], ref->p[u], n * sizeof(float));
+                memcpy(to[u] + n, ref->m[u], n * sizeof(float));
+        }
+}
+
 static void make_table(struct simjob *job)
 {
         uint64_t n = TABLE;
@@ -154,14 +172,18 @@ void simref_init(struct simjob *job)
         }
         for (uint32_t v = 0; v < SIM_VERSIONS; v++) {
                 ref->image[v] = zeroed(n_units, sizeof(char *));
-                for (uint32_t u = 0; u < n_units; u++)
+                ref->state[v] = zeroed(n_units, sizeof(float *));
+                for (uint32_t u = 0; u < n_units; u++) {
                         ref->image[v][u] = zeroed(job->layout->units[u].len, 1);
+                        ref->state[v][u] = zeroed(2 * job->layout->units[u].n_grad, sizeof(float));
+                }
         }
         ref->steps = zeroed(job->layout->n_tensors, sizeof(*ref->steps));
         for (uint32_t u = 0; u < n_units; u++)
                 find_gaps(job, u);
         make_table(job);
         draw_init(job);
+        keep_state(job);
 }
 
 void simref_deinit(struct simjob *job)
@@ -175,9 +197,12 @@ void simref_deinit(struct simjob *job)
                 free(arrays[i]);
         }
         for (uint32_t v = 0; v < SIM_VERSIONS; v++) {
-                for (uint32_t u = 0; ref->image[v] && u < job->layout->n_units; u++)
+                for (uint32_t u = 0; ref->image[v] && u < job->layout->n_units; u++) {
                         free(ref->image[v][u]);
+                        free(ref->state[v][u]);
+                }
                 free(ref->image[v]);
+                free(ref->state[v]);
         }
         free(ref->steps);
         free(ref->gaps);
@@ -343,6 +368,7 @@ static void apply(struct simjob *job, const struct ae_wire_verdict *verdict)
                 put_weight(job, t, ref->image[ref->version % SIM_VERSIONS]);
         }
         balance_buffers(job, verdict);
+        keep_state(job);
 }
 
 static void apply_put(struct simjob *job, const struct ae_wire_verdict *verdict)
@@ -361,6 +387,7 @@ static void apply_put(struct simjob *job, const struct ae_wire_verdict *verdict)
         memcpy(ref->p[unit] + at, put->values, put->n * sizeof(float));
         memcpy(ref->m[unit] + at, put->values + put->n, put->n * sizeof(float));
         put_weight(job, put->tensor, ref->image[ref->version % SIM_VERSIONS]);
+        keep_state(job);
         put->active = false;
 }
 
@@ -505,14 +532,24 @@ void simref_check_shard(struct simnode *node)
 {
         const struct ae_job *job = simnode_job(node);
 
-        if (!job || job->state != AE_JOB_LIVE || job->n_applying || node->job->params.no_data ||
-            node->checked == job->version + 1)
+        if (!job || job->state != AE_JOB_LIVE || node->job->params.no_data)
                 return;
         if (job->round > node->job->ref.next_round)
                 simref_verdict(node->job, &job->verdict);
-        if (job->version != node->job->ref.version)
+        if (job->n_applying || node->checked == job->version + 1 ||
+            job->version != node->job->ref.version)
                 return; /* it lags, and nothing has changed since it was looked at last */
         node->checked = job->version + 1;
         for (uint32_t i = 0; i < job->n_owned; i++)
                 check_slice(node, job, job->owned[i].slice);
+}
+
+void simref_catch_up(struct simjob *job)
+{
+        for (uint32_t i = 0; i < job->params.n_nodes; i++) {
+                const struct ae_job *core = simnode_job(&job->nodes[i]);
+
+                if (core && core->state == AE_JOB_LIVE && core->round > job->ref.next_round)
+                        simref_verdict(job, &core->verdict);
+        }
 }

@@ -120,7 +120,7 @@ bool simworker_put(struct simworker *worker)
         return true;
 }
 
-/* Weight, master and first moment of a range. */
+/* Weight, master and first moment of a range: all as they were at one version. */
 static void begin_get(struct simworker *worker, uint32_t tensor, uint64_t first, uint64_t n)
 {
         static const uint32_t kinds[] = { 1, 2, 3 };
@@ -138,28 +138,32 @@ static void begin_get(struct simworker *worker, uint32_t tensor, uint64_t first,
 
 static void check_get(struct simworker *worker, uint32_t t, uint64_t first, uint64_t n)
 {
-        const struct simjob *job = worker->job;
+        struct simjob *job = worker->job;
         const struct ae_layout_tensor *tensor = &job->layout->tensors[t];
         const struct ae_layout_segment *segment = &job->layout->segments[tensor->segment];
+        uint64_t version = worker->answer_version;
+        const float *state = simref_state(job, version, tensor->unit);
         size_t size = ae_dtype_size(tensor->dtype);
         uint64_t at = simref_grad_of(job, t) + first;
         char *got = calloc(n, 12);
 
         assert_non_null(got);
         assert_int_equal(pread(worker->fd, got, n * (size + 8), 0), n * (size + 8));
-        if (worker->overlaps)
-                goto out;
+        simref_catch_up(job);
+        if (version > job->ref.version || version + SIM_VERSIONS <= job->ref.version)
+                simjob_fail(job, "rank %u got state of version %" PRIu64 ", the job is at %" PRIu64,
+                            worker->rank, version, job->ref.version);
         if (memcmp(got,
-                   simref_image(job, worker->answer_version, tensor->unit) + segment->unit_off +
+                   simref_image(job, version, tensor->unit) + segment->unit_off +
                            (tensor->first + first) * size,
                    n * size) != 0 ||
-            memcmp(got + n * size, job->ref.p[tensor->unit] + at, n * 4) != 0 ||
-            memcmp(got + n * (size + 4), job->ref.m[tensor->unit] + at, n * 4) != 0)
-                simjob_fail(worker->job,
+            memcmp(got + n * size, state + at, n * 4) != 0 ||
+            memcmp(got + n * (size + 4), state + job->layout->units[tensor->unit].n_grad + at,
+                   n * 4) != 0)
+                simjob_fail(job,
                             "rank %u: tensor %u as got at version %" PRIu64
                             " differs (reference: %" PRIu64 ")",
-                            worker->rank, t, worker->answer_version, job->ref.version);
-out:
+                            worker->rank, t, version, job->ref.version);
         free(got);
         close(worker->fd);
         worker->fd = -1;
@@ -177,8 +181,6 @@ bool simworker_get(struct simworker *worker)
                 return true;
         if (!worker->begun) {
                 worker->answered = false;
-                worker->overlaps = job->put.active;
-                worker->n_puts = job->ref.n_kinds[AE_VERDICT_PUT];
                 begin_get(worker, tensor, first, total - first);
         }
         if (!worker->answered)
@@ -186,8 +188,6 @@ bool simworker_get(struct simworker *worker)
         if (worker->answer_status < 0)
                 simjob_fail(job, "a get of rank %u failed: %d", worker->rank,
                             worker->answer_status);
-        if (job->put.active || worker->n_puts != job->ref.n_kinds[AE_VERDICT_PUT])
-                worker->overlaps = true; /* another rank has put meanwhile: some is old, some new */
         check_get(worker, tensor, first, total - first);
         return true;
 }

@@ -377,8 +377,11 @@ static void plan_round(struct simworker *worker)
                 add(worker, (struct simaction){ .kind = SIM_GET });
         if (putter == worker->rank)
                 add(worker, (struct simaction){ .kind = SIM_PUT });
-        else if (putter != AE_WIRE_NONE && worker->attempt % 2 == 0)
+        else if (putter != AE_WIRE_NONE && worker->attempt % 2 == 0) {
+                if (simworker_chance(worker, 4) == 0)
+                        add_reads(worker); /* beside the put */
                 add(worker, (struct simaction){ .kind = SIM_PUT_WAIT });
+        }
         first = worker->n_actions;
         add_exchange(worker, false);
         shuffle(worker, first);
@@ -415,7 +418,8 @@ static void ask(struct simworker *worker)
         simplan_ask(job, worker->step, &step->ask);
         if (!worker->again && simplan_refuse(job, worker->attempt) == worker->rank)
                 step->ask.hyper[1].lr *= 2;
-        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_STEP });
+        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_STEP,
+                                                       .token = worker->asked_round });
 }
 
 static bool do_step(struct simworker *worker)

@@ -70,17 +70,24 @@ static void get_big(struct bed_worker *worker)
         say(worker, AE_CONTROL_GET, &get.base, memory(BED_BIG_N * 4));
 }
 
-static void put_big(struct bed_worker *worker, uint64_t version)
+/* All its masters become 1. */
+static void put_ones(struct bed_worker *worker, uint64_t version)
 {
+        static float ones[BED_BIG_N];
         Autoep__StateItem item = item_of(BIG, MASTER, BED_BIG_N);
         Autoep__StateItem *items[] = { &item };
         Autoep__Put put = AUTOEP__PUT__INIT;
+        int fd = memory(sizeof(ones));
+
+        for (uint32_t i = 0; i < BED_BIG_N; i++)
+                ones[i] = 1;
+        assert_int_equal(pwrite(fd, ones, sizeof(ones), 0), sizeof(ones));
 
         put.id = 8;
         put.version = version;
         put.items = items;
         put.n_items = 1;
-        say(worker, AE_CONTROL_PUT, &put.base, memory(BED_BIG_N * 4));
+        say(worker, AE_CONTROL_PUT, &put.base, fd);
 }
 
 static struct ae_request *request_of(const struct ae_job *job)
@@ -125,7 +132,7 @@ static void test_surplus_notes(void **state)
         request = request_of(job);
         for (uint32_t i = 0; i < 3 && job->state == AE_JOB_LIVE; i++)
                 ae_core_notify(bed->nodes[0].core, 1, request->region->mem, 0, 4,
-                               ae_note_state(job->id, request->token));
+                               ae_note_state(job->id, job->version, request->token));
         assert_int_equal(job->state, AE_JOB_FAILED);
         assert_says(job->why, "node 1");
         assert_int_equal(bed->workers[0].status, AE_EPROTO);
@@ -166,7 +173,7 @@ static void test_replies_to_a_put(void **state)
         char text[] = "";
 
         (void)state;
-        put_big(&bed->workers[0], 0);
+        put_ones(&bed->workers[0], 0);
         refusal.token = reply.token = request_of(job)->token;
         refusal.status = AE_EINVAL;
         refusal.text = reply.text = text;
@@ -178,12 +185,108 @@ static void test_replies_to_a_put(void **state)
         bed_free(bed);
 }
 
+/* ---- all or none -------------------------------------------------------------------------- */
+
+static float master_of(const struct bed *bed, uint32_t node)
+{
+        const struct ae_job *job = bed_job(bed, node);
+        const struct ae_region *region;
+        uint64_t off;
+        float value;
+
+        for (uint64_t first = 0; first < BED_BIG_N; first += 4096) {
+                if (!ae_state_owner(job, BIG, first))
+                        continue;
+                region = ae_state_locate(job, BIG, MASTER, first, &off);
+                memcpy(&value, region->base + off, sizeof(value));
+                return value;
+        }
+        fail_msg("node %u owns nothing of the tensor", node);
+        return 0;
+}
+
+/* What is being sent from a slice is that of one version to its last byte. */
+static void test_put_waits_for_readers(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 1);
+
+        (void)state;
+        for (uint32_t i = 0; i < job->n_owned; i++)
+                job->owned[i].n_puts = 1;
+        put_ones(&bed->workers[0], 0);
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].type, AE_CONTROL_DONE);
+        assert_int_equal(job->version, 1);
+        assert_true(master_of(bed, 0) == 1);
+        assert_true(master_of(bed, 1) == 0);
+        get_big(&bed->workers[0]);
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].type, 0); /* nobody sees the half of it */
+        for (uint32_t i = 0; i < job->n_owned; i++)
+                ae_serve_put_done(&job->owned[i]);
+        bed_run(bed);
+        assert_true(master_of(bed, 1) == 1);
+        assert_int_equal(bed->workers[0].type, AE_CONTROL_DONE);
+        bed_free(bed);
+}
+
+/* Nor does a put write where the last step's apply is still at work. */
+static void test_put_waits_for_apply(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 1);
+        struct ae_wire_head commit;
+
+        (void)state;
+        job->n_applying = 1;
+        put_ones(&bed->workers[0], 0);
+        bed_run(bed);
+        assert_true(job->put_prepared);
+        assert_int_equal(bed->workers[0].type, 0);
+        commit = ae_job_head(job, AE_WIRE_COMMIT); /* one that it has not prepared */
+        commit.type = job->noted;
+        assert_int_equal(bed_inject(bed, 0, 1, &commit, sizeof(commit)), AE_EPROTO);
+        assert_int_equal(job->version, 0);
+        ae_apply_one_done(job);
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].type, AE_CONTROL_DONE);
+        assert_true(master_of(bed, 0) == 1 && master_of(bed, 1) == 1);
+        bed_free(bed);
+}
+
+/* An owner that has heard of the put answers beside one that has not. */
+static void test_get_beside_a_put(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+        struct ae_request *request;
+
+        (void)state;
+        hold_own(job, true);
+        get_big(&bed->workers[0]);
+        bed_run(bed); /* node 1 has answered */
+        request = request_of(job);
+        assert_int_equal(request->due[1], 0);
+        request->stamp = 1; /* at the next version */
+        hold_own(job, false);
+        ae_state_pump(job);
+        assert_int_equal(bed->workers[0].type, 0);
+        assert_int_equal(request->due[1], 1); /* asked again */
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].type, AE_CONTROL_DONE);
+        bed_free(bed);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_surplus_notes),
                 cmocka_unit_test(test_fetch_refused),
                 cmocka_unit_test(test_replies_to_a_put),
+                cmocka_unit_test(test_put_waits_for_readers),
+                cmocka_unit_test(test_put_waits_for_apply),
+                cmocka_unit_test(test_get_beside_a_put),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -103,12 +103,13 @@ static void test_state(void **state)
 
         (void)state;
         for (size_t i = 0; i < AE_ARRAY_LEN(tokens); i++) {
-                uint64_t note = ae_note_state(255, tokens[i]);
+                uint64_t note = ae_note_state(255, 0x1234, tokens[i]);
 
                 assert_int_equal(ae_note_kind(note), AE_NOTE_STATE);
                 assert_int_equal(ae_note_job(note), 255);
                 assert_int_equal((uint32_t)note, tokens[i]);
-                assert_int_equal((note >> 32) & 0x3fffff, 0);
+                assert_int_equal(ae_note_stamp(note), 0x34);
+                assert_int_equal((note >> 32) & 0x3fff, 0);
         }
 }
 
