@@ -241,6 +241,7 @@ static int post_request(struct autoep *h, const struct autoep_step *step,
                 return r;
         h->asked_round = ae_handle_round(h);
         write_request(h, step);
+        sqe.token = h->asked_round;
         r = ae_queue_post_wait(h, &sqe, deadline);
         if (r < 0)
                 return r;

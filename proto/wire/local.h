@@ -94,7 +94,7 @@ enum ae_local_op {
                               * image, inside one AE_LOCAL_PIECE_N cell), pos, len */
         AE_SQ_SCATTERED = 6, /* unit, micro, use; flags: all its pieces have been posted */
         AE_SQ_MICRO_END = 7, /* micro */
-        AE_SQ_STEP = 8,      /* the step request lies in page.step */
+        AE_SQ_STEP = 8,      /* the step request lies in page.step; token: its round */
         AE_SQ_XSEND = 9,     /* rank: destination; pos, len: one message in xout */
         AE_SQ_XACK = 10      /* rank: source; n: messages of its flow consumed in all */
 };

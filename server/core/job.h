@@ -234,7 +234,6 @@ struct ae_worker {
         uint32_t sq_head, cq_tail;
         bool told;                /* its page says what it waits for */
         bool closed;              /* asked for the step in this round */
-        bool step_waits;          /* a STEP that waits for a put to commit */
         uint32_t micro;           /* in which micro-batch it is */
         uint32_t n_waiting;       /* gathers not answered */
         uint32_t *pins;           /* owned; per slot: its share of the slot's n_pins */
@@ -587,7 +586,7 @@ int ae_round_scattered(const struct ae_job *job, uint32_t group, uint32_t unit);
 /* ---- round.c, apply.c ------------------------------------------------------------------- */
 
 void ae_round_begin(struct ae_job *job);
-int ae_round_step(struct ae_worker *worker);
+int ae_round_step(struct ae_worker *worker, uint64_t round);
 void ae_round_applied(struct ae_job *job);  /* nothing of the last commit is under way any more */
 void ae_round_progress(struct ae_job *job); /* something that END or VOTE waits for has happened */
 int ae_round_msg(struct ae_job *job, uint32_t node, const struct ae_wire_head *head, size_t len);

@@ -35,7 +35,7 @@ static int entry(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         case AE_SQ_MICRO_END:
                 return ae_fold_micro_end(worker, sqe->micro);
         case AE_SQ_STEP:
-                return ae_round_step(worker);
+                return ae_round_step(worker, sqe->token);
         case AE_SQ_XSEND:
                 return ae_flow_send(worker, sqe);
         case AE_SQ_XACK:

@@ -80,7 +80,6 @@ static void close_rank(struct ae_worker *worker)
 
         worker->closed = true;
         job->members[worker->rank].pause_until_ns = 0;
-        worker->step_waits = false;
         if (job->n_closed++ == 0 && !ae_core_is_decider(job->core))
                 ae_wait_for_word(job);
         ae_fold_close(worker);
@@ -89,12 +88,14 @@ static void close_rank(struct ae_worker *worker)
                 send_end(job);
 }
 
-int ae_round_step(struct ae_worker *worker)
+int ae_round_step(struct ae_worker *worker, uint64_t round)
 {
         const struct ae_local_page *page = (const struct ae_local_page *)worker->page->base;
         struct ae_local_step *step = worker->step;
 
-        if (worker->closed || worker->step_waits)
+        if (round < worker->job->round)
+                return 0; /* a put has taken that round: the page may hold the next request by now */
+        if (worker->closed)
                 return ae_fail(AE_EPROTO, "it asks for a step twice in round %" PRIu64,
                                worker->job->round);
         if (!step)
@@ -109,12 +110,11 @@ int ae_round_step(struct ae_worker *worker)
                                AE_WIRE_RANK_NORM2);
         memcpy(step->counts, page->step.counts, step->n_counts * sizeof(step->counts[0]));
         step->bad_text[sizeof(step->bad_text) - 1] = '\0';
-        if (step->round < worker->job->round)
-                return 0; /* a put has taken that round; the library asks again with the next */
-        if (step->round > worker->job->round)
+        if (round > worker->job->round || step->round != round)
                 return ae_fail(AE_EPROTO,
-                               "it asks for the step of round %" PRIu64 " in round %" PRIu64,
-                               step->round, worker->job->round);
+                               "it asks for the step of round %" PRIu64 " in round %" PRIu64
+                               ", its request is for round %" PRIu64,
+                               round, worker->job->round, step->round);
         close_rank(worker);
         return 0;
 }

@@ -200,7 +200,7 @@ static int attack_ring(struct story_self *self, const struct story_args *args,
 
                 for (size_t i = 0; i < sizeof(page->step); i++)
                         bytes[i] = (uint8_t)draw(&state);
-                post(page, &(struct ae_local_sqe){ .op = AE_SQ_STEP });
+                post(page, &(struct ae_local_sqe){ .op = AE_SQ_STEP, .token = page->step.round });
         }
         if (args->what == 5) { /* completions that are not taken */
                 atomic_store(&page->cq_head, (uint32_t)draw(&state));

@@ -521,6 +521,7 @@ static void take_sqe(struct fake_daemon *d, struct fake_worker *w, const struct 
         } else if (sqe->op == AE_SQ_PIECE) {
                 keep_piece(w, sqe);
         } else if (sqe->op == AE_SQ_STEP) {
+                fake_must(sqe->token == w->page->step.round, "a step of two rounds");
                 w->step = w->page->step;
                 w->asked = true;
         } else if (sqe->op == AE_SQ_XSEND) {

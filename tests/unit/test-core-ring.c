@@ -179,7 +179,7 @@ static void test_steps(void **state)
 {
         struct bed *bed = bed_new_live(2);
         struct ae_local_step *step = &bed_page(&bed->workers[0])->step;
-        static const struct ae_local_sqe ask = { .op = AE_SQ_STEP };
+        struct ae_local_sqe ask = { .op = AE_SQ_STEP, .token = bed_job(bed, 0)->round };
         static const uint32_t counts[] = { 1, BED_BIAS_N - 1, BED_BIAS_N + 1,
                                           AE_WIRE_MAX_COUNTS + 1,
                                            UINT32_MAX };
@@ -191,6 +191,8 @@ static void test_steps(void **state)
                 assert_nonsense(bed, &ask);
         }
         step->n_counts = 0;
+        assert_nonsense(bed, &ask); /* the request is of another round than the entry */
+        step->round = ask.token;
         step->ask.n_groups = AE_WIRE_MAX_GROUPS + 1;
         assert_nonsense(bed, &ask);
         step->ask.n_groups = 1;
@@ -199,9 +201,9 @@ static void test_steps(void **state)
         step->expert_norm2.limb[9] = UINT64_MAX;
         assert_nonsense(bed, &ask);
         memset(&step->expert_norm2, 0, sizeof(step->expert_norm2));
-        step->round = bed_job(bed, 0)->round + 1; /* one that has not come */
+        step->round = ++ask.token; /* one that has not come */
         assert_nonsense(bed, &ask);
-        step->round = bed_job(bed, 0)->round;
+        step->round = --ask.token;
         memset(step->bad_text, 'x', sizeof(step->bad_text)); /* no end: cut, not refused */
         assert_int_equal(post(&bed->workers[0], &ask), 0);
         bed_run(bed);

@@ -278,6 +278,80 @@ static void test_get_beside_a_put(void **state)
         bed_free(bed);
 }
 
+/* ---- a step and a put ---------------------------------------------------------------------- */
+
+/* Writes the request for the open round and posts it; the daemon does not look yet. */
+static void ask(struct bed_worker *worker)
+{
+        struct ae_local_page *page = bed_page(worker);
+        uint32_t tail = atomic_load(&page->sq_tail);
+        uint64_t round = atomic_load(&bed_job(worker->bed, worker->node)->page->round);
+
+        page->step.round = round;
+        page->step.ask.n_groups = 1;
+        page->sq[tail % AE_LOCAL_SQ_LEN] = (struct ae_local_sqe){ .op = AE_SQ_STEP,
+                                                                   .token = round };
+        atomic_store(&page->sq_tail, tail + 1);
+}
+
+static void look(struct bed *bed)
+{
+        for (uint32_t i = 0; i < bed->n_workers; i++)
+                assert_int_equal(ae_core_worker_ring(bed->workers[i].worker), 0);
+        bed_run(bed);
+}
+
+/* A step asked for while a put is prepared: the put takes the round, and the rank asks again before
+ * its daemon has looked at the first request. */
+static void test_step_during_put(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+
+        (void)state;
+        bed_job(bed, 1)->n_applying = 1; /* so that the put is not committed at once */
+        put_ones(&bed->workers[1], 0);
+        bed_run(bed);
+        assert_true(job->put_prepared);
+        ask(&bed->workers[0]);
+        look(bed);
+        assert_int_equal(job->n_closed, 0);
+        ae_apply_one_done(bed_job(bed, 1));
+        bed_run(bed);
+        assert_int_equal(bed->workers[1].type, AE_CONTROL_DONE);
+        assert_int_equal(job->round, 2);
+        assert_int_not_equal(job->page->verdict.kind, AE_VERDICT_PUT);
+        ask(&bed->workers[0]);
+        ask(&bed->workers[1]);
+        look(bed);
+        assert_int_equal(job->round, 3);
+        assert_int_equal(job->page->verdict.kind, AE_VERDICT_APPLIED);
+        assert_int_equal(job->page->verdict.round, 2);
+        assert_int_equal(job->version, 2);
+        bed_free(bed);
+}
+
+/* The other way round: who has asked for the step keeps its round, and the put is refused. */
+static void test_put_during_step(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+
+        (void)state;
+        ask(&bed->workers[1]); /* known to node 1 alone, as far as the put's node can tell */
+        assert_int_equal(ae_core_worker_ring(bed->workers[1].worker), 0);
+        put_ones(&bed->workers[0], 0);
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].type, AE_CONTROL_ERROR);
+        assert_int_equal(bed->workers[0].status, AE_ESTATE);
+        ask(&bed->workers[0]);
+        look(bed);
+        assert_int_equal(job->page->verdict.kind, AE_VERDICT_APPLIED);
+        assert_int_equal(job->page->verdict.round, 1);
+        assert_true(master_of(bed, 0) == 0 && master_of(bed, 1) == 0);
+        bed_free(bed);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
@@ -287,6 +361,8 @@ int main(void)
                 cmocka_unit_test(test_put_waits_for_readers),
                 cmocka_unit_test(test_put_waits_for_apply),
                 cmocka_unit_test(test_get_beside_a_put),
+                cmocka_unit_test(test_step_during_put),
+                cmocka_unit_test(test_put_during_step),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
