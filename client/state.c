@@ -209,6 +209,9 @@ static int put_state(struct autoep *h, uint64_t version, struct put *put, int ti
                 return r;
         if (put->n == 0 || !put->from)
                 return ae_fail(AE_EINVAL, "there is nothing to put");
+        if (put->n > AE_CONTROL_LIST_MAX)
+                return ae_fail(AE_EOVERFLOW, "a put of %zu items, the limit is %u", put->n,
+                               AE_CONTROL_LIST_MAX);
         r = fill_put(h, put);
         if (r < 0)
                 return r;

@@ -66,7 +66,7 @@ static int check_repeated(const ProtobufCFieldDescriptor *field, const char *bas
 {
         size_t n = *(const size_t *)(base + field->quantifier_offset);
         void *const *items = *(void *const *const *)(base + field->offset);
-        size_t n_max = 2 * AE_LAYOUT_MAX_TENSORS;
+        size_t n_max = AE_CONTROL_LIST_MAX;
         int r;
 
         if (strcmp(field->name, "dims") == 0)

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #define AE_CONTROL_FRAME_MAX (64u << 20) /* bytes of one packed message */
+#define AE_CONTROL_LIST_MAX (2u * 65536u) /* items of a list in one, twice the tensors of a job */
 #define AE_CONTROL_FDS_MAX 4
 
 /*           name          type  protobuf-c name  */

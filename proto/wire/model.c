@@ -285,13 +285,16 @@ uint32_t ae_layout_use_of(const struct ae_layout *layout, uint32_t tensor)
         return use;
 }
 
-uint32_t ae_layout_n_uses(const struct ae_layout *layout, uint32_t unit)
+void ae_layout_count_uses(const struct ae_layout *layout, uint32_t *ret_n_uses)
 {
-        uint32_t n = 1;
+        for (uint32_t unit = 0; unit < layout->n_units; unit++)
+                ret_n_uses[unit] = 1;
+        for (uint32_t i = 0; i < layout->n_tensors; i++) {
+                uint32_t unit = layout->tensors[layout->tensors[i].home].unit;
 
-        for (uint32_t i = 0; i < layout->n_tensors; i++)
-                n += is_use_of(layout, &layout->tensors[i], unit);
-        return n;
+                if (is_use_of(layout, &layout->tensors[i], unit))
+                        ret_n_uses[unit]++;
+        }
 }
 
 uint32_t ae_layout_use_tensor(const struct ae_layout *layout, uint32_t unit, uint32_t use)

@@ -43,10 +43,11 @@ int ae_model_compare(const struct ae_model *a, const char *who_a, const struct a
 
 /*
  * Alias uses. @tensor is an alias: its use number among all aliases of tensors of its home's unit,
- * 1, 2, … in registration order (local.h, "Lanes"). ae_layout_n_uses: 1 + how many there are.
+ * 1, 2, … in registration order (local.h, "Lanes"). ae_layout_count_uses: per unit 1 + how many
+ * there are.
  */
 uint32_t ae_layout_use_of(const struct ae_layout *layout, uint32_t tensor);
-uint32_t ae_layout_n_uses(const struct ae_layout *layout, uint32_t unit);
+void ae_layout_count_uses(const struct ae_layout *layout, uint32_t *ret_n_uses);
 /* The alias that is use @use (>= 1) of @unit; AE_LAYOUT_NONE when there is none. */
 uint32_t ae_layout_use_tensor(const struct ae_layout *layout, uint32_t unit, uint32_t use);
 /* First element of home tensor @tensor in its unit's gradient image. Trainable only. */

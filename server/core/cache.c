@@ -17,6 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* In one msg. */
+#define WANTS_MAX                                                                                  \
+        ((AE_NET_MSG_MAX - sizeof(struct ae_wire_want)) / sizeof(struct ae_wire_want_item))
+
 static struct ae_local_page *page_of(const struct ae_worker *worker)
 {
         return (struct ae_local_page *)worker->page->base;
@@ -99,6 +103,24 @@ static bool slot_in_use(const struct ae_job *job, uint32_t slot)
         return false;
 }
 
+/* See PROTOCOL.md, section 8. */
+static const bool legal_moves[AE_SLOT_N_STATES][AE_SLOT_N_STATES] = {
+        [AE_SLOT_FREE] = { [AE_SLOT_FILLING] = true },
+        [AE_SLOT_FILLING] = { [AE_SLOT_PUBLISHED] = true, [AE_SLOT_RETIRED] = true },
+        [AE_SLOT_PUBLISHED] = { [AE_SLOT_PUBLISHED] = true, [AE_SLOT_RETIRED] = true },
+        [AE_SLOT_RETIRED] = { [AE_SLOT_FREE] = true, [AE_SLOT_FILLING] = true,
+                              [AE_SLOT_PUBLISHED] = true, [AE_SLOT_RETIRED] = true },
+};
+
+static void slot_move(struct ae_job *job, uint32_t slot, enum ae_slot_state to)
+{
+        enum ae_slot_state from = job->slots[slot].state;
+
+        assert(legal_moves[from][to]);
+        job->n_retired += (to == AE_SLOT_RETIRED) - (from == AE_SLOT_RETIRED);
+        job->slots[slot].state = to;
+}
+
 static void withdraw(struct ae_job *job, uint32_t u)
 {
         struct ae_cache_unit *unit = &job->units[u];
@@ -107,7 +129,7 @@ static void withdraw(struct ae_job *job, uint32_t u)
                 return;
         atomic_store_explicit(&job->entries[u], ae_local_entry(0, AE_LOCAL_SLOT_NONE),
                               memory_order_seq_cst);
-        job->slots[unit->slot].state = AE_SLOT_RETIRED;
+        slot_move(job, unit->slot, AE_SLOT_RETIRED);
 }
 
 static void publish(struct ae_job *job, uint32_t u)
@@ -115,7 +137,7 @@ static void publish(struct ae_job *job, uint32_t u)
         struct ae_cache_unit *unit = &job->units[u];
         uint64_t version = unit->frozen ? AE_LOCAL_VERSION_ANY : job->version;
 
-        job->slots[unit->slot].state = AE_SLOT_PUBLISHED;
+        slot_move(job, unit->slot, AE_SLOT_PUBLISHED);
         atomic_store_explicit(&job->entries[u], ae_local_entry(version, unit->slot),
                               memory_order_release);
 }
@@ -127,13 +149,15 @@ static void free_slot(struct ae_job *job, uint32_t slot)
         ae_extents_give(&job->cache_free, s->off, s->len);
         if (s->unit != AE_WIRE_NONE && job->units[s->unit].slot == slot)
                 job->units[s->unit].slot = AE_LOCAL_SLOT_NONE;
+        slot_move(job, slot, AE_SLOT_FREE);
         *s = (struct ae_cache_slot){ .state = AE_SLOT_FREE };
+        job->slot_hint = AE_MIN(job->slot_hint, slot);
 }
 
 /* Retired slots that nobody holds any more become free. */
 static void sweep(struct ae_job *job)
 {
-        for (uint32_t i = 0; i < job->n_slots; i++) {
+        for (uint32_t i = 0; job->n_retired && i < job->n_slots; i++) {
                 if (job->slots[i].state == AE_SLOT_RETIRED && !slot_in_use(job, i))
                         free_slot(job, i);
         }
@@ -177,7 +201,7 @@ static uint32_t pick_victim(struct ae_job *job, uint32_t unit, bool needed)
 static uint32_t take_slot(struct ae_job *job, uint32_t unit, uint64_t len, bool needed)
 {
         uint64_t off;
-        uint32_t slot = 0;
+        uint32_t slot;
 
         sweep(job);
         while (!ae_extents_take(&job->cache_free, len, &off)) {
@@ -192,12 +216,15 @@ static uint32_t take_slot(struct ae_job *job, uint32_t unit, uint64_t len, bool 
                 }
                 free_slot(job, job->units[victim].slot);
         }
+        slot = job->slot_hint;
         while (slot < job->n_slots && job->slots[slot].state != AE_SLOT_FREE)
                 slot++;
+        job->slot_hint = slot;
         if (slot == job->n_slots) {
                 ae_extents_give(&job->cache_free, off, len);
                 return AE_LOCAL_SLOT_NONE;
         }
+        slot_move(job, slot, AE_SLOT_FILLING);
         job->slots[slot] = (struct ae_cache_slot){ .state = AE_SLOT_FILLING, .unit = AE_WIRE_NONE,
                                                    .off = off, .len = len };
         job->slot_table[slot] = (struct ae_local_slot){ .off = off, .len = len };
@@ -206,12 +233,26 @@ static uint32_t take_slot(struct ae_job *job, uint32_t unit, uint64_t len, bool 
 
 /* ---- fetches ---------------------------------------------------------------------------- */
 
+void ae_cache_flush(struct ae_job *job, uint32_t node)
+{
+        struct ae_wire_want *want = job->peers[node].want;
+
+        if (!want || !want->n_items)
+                return;
+        want->head = ae_job_head(job, AE_WIRE_WANT);
+        want->head.round = job->version;
+        ae_job_msg(job, node, want, sizeof(*want) + want->n_items * sizeof(want->items[0]));
+        want->n_items = 0;
+}
+
 static void push_want(struct ae_job *job, uint32_t node, const struct ae_wire_want_item *item)
 {
         struct ae_job_peer *peer = &job->peers[node];
 
+        if (peer->want && peer->want->n_items == WANTS_MAX)
+                ae_cache_flush(job, node);
         if (!peer->want || peer->want->n_items == peer->cap_wants) {
-                uint32_t cap = AE_MAX(2 * peer->cap_wants, 8u);
+                uint32_t cap = AE_MIN(AE_MAX(2 * peer->cap_wants, 8u), (uint32_t)WANTS_MAX);
                 size_t size = sizeof(*peer->want) + cap * sizeof(peer->want->items[0]);
 
                 if (!peer->want)
@@ -225,18 +266,6 @@ static void push_want(struct ae_job *job, uint32_t node, const struct ae_wire_wa
         memcpy(&peer->want->items[peer->want->n_items], item, sizeof(*item));
         peer->want->n_items++;
         ae_job_unsent(job, node);
-}
-
-void ae_cache_flush(struct ae_job *job, uint32_t node)
-{
-        struct ae_wire_want *want = job->peers[node].want;
-
-        if (!want || !want->n_items)
-                return;
-        want->head = ae_job_head(job, AE_WIRE_WANT);
-        want->head.round = job->version;
-        ae_job_msg(job, node, want, sizeof(*want) + want->n_items * sizeof(want->items[0]));
-        want->n_items = 0;
 }
 
 struct count {
@@ -280,13 +309,20 @@ static void run_fetch(struct ae_job *job, struct ae_fetch *fetch, bool changed_o
                 fetch_done(job, fetch); /* a unit without bytes */
 }
 
+static void end_fetch(struct ae_job *job, struct ae_fetch *fetch)
+{
+        fetch->used = false;
+        job->fetch_hint = AE_MIN(job->fetch_hint, (uint32_t)(fetch - job->fetches));
+}
+
 static struct ae_fetch *new_fetch(struct ae_job *job, uint32_t unit)
 {
-        for (uint32_t i = 0; i < job->n_fetches; i++) {
+        for (uint32_t i = job->fetch_hint; i < job->n_fetches; i++) {
                 struct ae_fetch *fetch = &job->fetches[i];
 
                 if (fetch->used)
                         continue;
+                job->fetch_hint = i;
                 fetch->used = true;
                 fetch->unit = unit;
                 fetch->range = false;
@@ -319,10 +355,11 @@ static bool want_unit(struct ae_job *job, uint32_t u, bool needed)
                 unit->slot = take_slot(job, u, fetch->len, needed);
         }
         if (unit->slot == AE_LOCAL_SLOT_NONE) {
-                fetch->used = false;
+                end_fetch(job, fetch);
                 return false;
         }
-        job->slots[unit->slot].state = AE_SLOT_FILLING;
+        if (job->slots[unit->slot].state != AE_SLOT_FILLING)
+                slot_move(job, unit->slot, AE_SLOT_FILLING);
         job->slots[unit->slot].unit = u;
         fetch->slot = unit->slot;
         unit->fetch = (uint32_t)(fetch - job->fetches);
@@ -375,10 +412,11 @@ static void fetch_done(struct ae_job *job, struct ae_fetch *fetch)
                 run_fetch(job, fetch, slot->whole && !fetch->range); /* the version moved on */
                 return;
         }
-        fetch->used = false;
+        end_fetch(job, fetch);
         slot->content = fetch->content;
         if (fetch->range) {
-                slot->state = AE_SLOT_RETIRED; /* never published; freed with its last pin */
+                /* never published; freed with its last pin */
+                slot_move(job, fetch->slot, AE_SLOT_RETIRED);
                 answer_all(job, &fetch->waiters, 0, fetch->slot);
                 return;
         }
@@ -515,7 +553,7 @@ int ae_cache_range(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         }
         if (!fetch || fetch->slot == AE_LOCAL_SLOT_NONE) {
                 if (fetch)
-                        fetch->used = false;
+                        end_fetch(job, fetch);
                 ae_local_text_set(
                         &page_of(worker)->why,
                         "the cache has no room for a range now: release views, or raise cache_len");

@@ -83,6 +83,8 @@ struct ae_core *ae_core_free(struct ae_core *core)
         ae_pool_deinit(&core->serves);
         ae_pool_deinit(&core->waiters);
         ae_pool_deinit(&core->flow_msgs);
+        for (uint32_t node = 0; node < core->options.n_nodes; node++)
+                free(core->peers[node].data);
         free(core->peers);
         free(core);
         return NULL;
@@ -204,17 +206,29 @@ struct ae_wire_head ae_job_head(const struct ae_job *job, enum ae_wire_op op)
                                       .round = job->round };
 }
 
+/* To a peer in as many msgs as it takes; each head says how many bytes follow in others. The heads
+ * overwrite what has been sent already. */
 void ae_core_control(struct ae_core *core, uint32_t node, uint32_t job_id, uint32_t type,
                      const ProtobufCMessage *message)
 {
         AE_CLEANUP(ae_cleanup_free) char *data = NULL;
         struct ae_wire_head head = { .op = AE_WIRE_CONTROL, .type = (uint16_t)type, .job = job_id };
         size_t len = ae_control_size(message);
+        size_t most = node == core->options.node ? len : AE_NET_MSG_MAX - sizeof(head);
+        char *at;
 
-        data = ae_core_alloc(1, sizeof(head) + len);
-        memcpy(data, &head, sizeof(head));
+        assert(len <= AE_CONTROL_FRAME_MAX); /* all that grows with a job is checked before */
+        at = data = ae_core_alloc(1, sizeof(head) + len);
         ae_control_pack(message, (uint8_t *)data + sizeof(head));
-        send_to(core, node, data, sizeof(head) + len);
+        do {
+                size_t n = AE_MIN(len, most);
+
+                len -= n;
+                head.round = len;
+                memcpy(at, &head, sizeof(head));
+                send_to(core, node, at, sizeof(head) + n);
+                at += n;
+        } while (len);
 }
 
 void ae_job_control(struct ae_job *job, uint32_t node, uint32_t type,
@@ -423,12 +437,81 @@ void ae_core_settle(struct ae_core *core)
         }
 }
 
+static void forget_pieces(struct ae_peer *peer)
+{
+        free(peer->data);
+        peer->data = NULL;
+        peer->len = peer->cap = 0;
+        peer->n_left = 0;
+}
+
+static void data_reserve(struct ae_peer *peer, size_t len)
+{
+        if (len <= peer->cap)
+                return;
+        peer->cap = AE_MAX(2 * peer->cap, len);
+        peer->data = realloc(peer->data, peer->cap);
+        if (!peer->data)
+                abort();
+}
+
+/* One piece more of a control message. Memory grows with what has come, not with what is said. */
+static int take_piece(struct ae_peer *peer, uint32_t node, const struct ae_wire_head *head,
+                      size_t len)
+{
+        size_t n = len - sizeof(*head);
+        struct ae_wire_head first = *head;
+
+        if (peer->len)
+                memcpy(&first, peer->data, sizeof(first));
+        if (n == 0 || first.type != head->type || first.job != head->job ||
+            head->round > AE_CONTROL_FRAME_MAX - n ||
+            (peer->len ? head->round + n != peer->n_left : head->round + n > AE_CONTROL_FRAME_MAX))
+                return ae_fail(AE_EPROTO, "a piece of %s from node %u does not fit",
+                               ae_control_name(head->type), node);
+        if (peer->len == 0) {
+                n = len;
+                data_reserve(peer, n);
+                memcpy(peer->data, head, n);
+        } else {
+                data_reserve(peer, peer->len + n);
+                memcpy(peer->data + peer->len, head + 1, n);
+        }
+        peer->len += n;
+        peer->n_left = head->round;
+        return 0;
+}
+
+static int control_piece(struct ae_core *core, uint32_t node, const struct ae_wire_head *head,
+                         size_t len)
+{
+        struct ae_peer *peer = &core->peers[node];
+        AE_CLEANUP(ae_cleanup_free) char *data = NULL;
+        int r = take_piece(peer, node, head, len);
+
+        if (r < 0)
+                forget_pieces(peer);
+        if (r < 0 || peer->n_left)
+                return r;
+        data = peer->data;
+        len = peer->len;
+        peer->data = NULL;
+        forget_pieces(peer);
+        return dispatch(core, node, data, len);
+}
+
 int ae_core_msg(struct ae_core *core, uint32_t node, const void *data, size_t len)
 {
+        struct ae_wire_head head = { 0 };
         int r;
 
         core->stats.msgs_received++;
-        r = dispatch(core, node, data, len);
+        memcpy(&head, data, AE_MIN(len, sizeof(head)));
+        if (len >= sizeof(head) && head.op == AE_WIRE_CONTROL &&
+            (head.round || core->peers[node].n_left))
+                r = control_piece(core, node, data, len);
+        else
+                r = dispatch(core, node, data, len);
         ae_core_settle(core);
         return r;
 }
@@ -530,6 +613,7 @@ void ae_core_peer_down(struct ae_core *core, uint32_t node, const char *text)
         bool was_up = core->peers[node].up;
 
         core->peers[node].up = false;
+        forget_pieces(&core->peers[node]);
         ae_core_peer_note(core, node, text);
         if (!was_up)
                 return;

@@ -130,7 +130,13 @@ struct ae_send {
 
 /* ---- cache ------------------------------------------------------------------------------ */
 
-enum ae_slot_state { AE_SLOT_FREE, AE_SLOT_FILLING, AE_SLOT_PUBLISHED, AE_SLOT_RETIRED };
+enum ae_slot_state {
+        AE_SLOT_FREE,
+        AE_SLOT_FILLING,
+        AE_SLOT_PUBLISHED,
+        AE_SLOT_RETIRED,
+        AE_SLOT_N_STATES
+};
 
 struct ae_cache_slot {
         enum ae_slot_state state;
@@ -390,6 +396,8 @@ struct ae_job {
         /* cache */
         struct ae_cache_slot *slots;   /* owned */
         uint32_t n_slots;
+        uint32_t n_retired;            /* slots that may become free */
+        uint32_t slot_hint, fetch_hint; /* none before it is free */
         struct ae_cache_unit *units;   /* owned */
         uint8_t *here;                 /* owned bitmap; per slice: arrived for its unit's fetch */
         struct ae_fetch *fetches;      /* owned */
@@ -429,6 +437,10 @@ struct ae_core {
                 bool up;
                 uint64_t incarnation;
                 char note[AE_WIRE_TEXT];
+                /* a control message that comes in pieces: */
+                char *data;       /* owned; its head and what is here of it */
+                size_t len, cap;
+                uint64_t n_left;  /* bytes still to come; 0: none is under way */
         } *peers;                 /* owned; per node */
         struct ae_pool tasks, cookies, pieces, sends, serves, waiters, flow_msgs;
         struct ae_list early;     /* struct ae_early: for jobs that have not started here yet */

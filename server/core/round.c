@@ -94,7 +94,7 @@ int ae_round_step(struct ae_worker *worker, uint64_t round)
         struct ae_local_step *step = worker->step;
 
         if (round < worker->job->round)
-                return 0; /* a put has taken that round: the page may hold the next request by now */
+                return 0; /* a put has taken it: the page may hold the next request by now */
         if (worker->closed)
                 return ae_fail(AE_EPROTO, "it asks for a step twice in round %" PRIu64,
                                worker->job->round);

@@ -193,8 +193,7 @@ static int take_start(struct ae_job *job, const Autoep__Start *start)
                 return r;
         attach_locals(job);
         job->n_uses = ae_core_alloc(job->layout->n_units, sizeof(*job->n_uses));
-        for (uint32_t unit = 0; unit < job->layout->n_units; unit++)
-                job->n_uses[unit] = ae_layout_n_uses(job->layout, unit);
+        ae_layout_count_uses(job->layout, job->n_uses);
         return ae_memory_new(job);
 }
 
@@ -411,13 +410,13 @@ static int read_init(struct ae_worker *worker, uint64_t len, int fd)
         return 0;
 }
 
-/* Offer and Start travel as one msg each; Start adds names and the place of each rank. */
+/* Start adds names and the place of each rank, and so does Registered. */
 static int check_record(const struct ae_worker *worker)
 {
         size_t len = ae_control_size(&worker->model->message->base);
-        size_t most = AE_NET_MSG_MAX - 8192 - 4 * (size_t)worker->job->world;
+        size_t most = AE_CONTROL_FRAME_MAX - 8192 - 4 * (size_t)worker->job->world;
 
-        if (worker->core->options.n_nodes == 1 || len <= most)
+        if (len <= most)
                 return 0;
         return ae_fail(AE_EOVERFLOW,
                        "the record of a model of %zu tensors has %zu bytes, the limit is %zu",

@@ -203,8 +203,7 @@ void simplan_model(struct simjob *job)
         settle_model(job, model);
         ae_control_free(&model->base);
         job->n_uses = calloc(job->layout->n_units, sizeof(*job->n_uses));
-        for (uint32_t u = 0; u < job->layout->n_units; u++)
-                job->n_uses[u] = ae_layout_n_uses(job->layout, u);
+        ae_layout_count_uses(job->layout, job->n_uses);
         for (uint32_t t = 0; t < job->layout->n_tensors; t++) {
                 const struct ae_layout_tensor *tensor = &job->layout->tensors[t];
 

@@ -4,6 +4,7 @@
 
 #include "tests/lib/test.h"
 
+#include "proto/base/cleanup.h"
 #include "proto/base/num.h"
 #include "proto/base/status.h"
 #include "server/core/job.h"
@@ -345,7 +346,7 @@ static Autoep__Model *make_model(void (*change)(Autoep__Model *model))
         uint64_t dims[AE_ARRAY_LEN(rows)];
         Autoep__Model model = AUTOEP__MODEL__INIT;
         Autoep__Model *message;
-        uint8_t packed[2000];
+        AE_CLEANUP(ae_cleanup_free) uint8_t *packed = NULL;
         size_t len;
 
         for (size_t i = 0; i < AE_ARRAY_LEN(rows); i++) {
@@ -366,17 +367,31 @@ static Autoep__Model *make_model(void (*change)(Autoep__Model *model))
         if (change)
                 change(&model);
         len = ae_control_size(&model.base);
-        assert_true(len <= sizeof(packed));
+        packed = zeroed(len);
         ae_control_pack(&model.base, packed);
         message = autoep__model__unpack(NULL, len, packed);
         assert_non_null(message);
         return message;
 }
 
+/* Bytes of all initial values: masters in fp32, what never changes and buffers in their own. */
+static uint64_t init_len(const Autoep__Model *model)
+{
+        uint64_t len = 0;
+
+        for (size_t i = 0; i < model->n_tensors; i++) {
+                const Autoep__Tensor *tensor = model->tensors[i];
+                bool narrow = tensor->flags && tensor->dtype == AE_DTYPE_BF16;
+
+                if (!tensor->alias_of[0] && tensor->tensor_class != AE_CLASS_EXPERT)
+                        len += tensor->dims[0] * (narrow ? 2 : 4);
+        }
+        return len;
+}
+
 void bed_register(struct bed_worker *worker, void (*change)(Autoep__Model *model))
 {
-        bed_register_init(worker, change,
-                          (BED_W_N + BED_BIG_N + BED_BIAS_N) * 4 + BED_FIXED_N * 2);
+        bed_register_init(worker, change, BED_INIT_RIGHT);
 }
 
 void bed_register_init(struct bed_worker *worker, void (*change)(Autoep__Model *model),
@@ -388,6 +403,8 @@ void bed_register_init(struct bed_worker *worker, void (*change)(Autoep__Model *
         assert_non_null(message);
         autoep__register__init(message);
         message->model = make_model(change);
+        if (len == BED_INIT_RIGHT)
+                len = init_len(message->model);
         if (worker->rank == 0) {
                 fd = memfd_create("bed-init", MFD_CLOEXEC);
                 assert_true(fd >= 0);

@@ -71,6 +71,7 @@ void bed_gone(struct bed_worker *worker, const char *text);
 /* The test model, with initial values from rank 0; @change may alter it. */
 void bed_register(struct bed_worker *worker, void (*change)(Autoep__Model *model));
 /* With so many bytes of initial values from rank 0, right or wrong. */
+#define BED_INIT_RIGHT UINT64_MAX /* as many as the model has */
 void bed_register_init(struct bed_worker *worker, void (*change)(Autoep__Model *model),
                        uint64_t len);
 void bed_register_reader(struct bed_worker *worker);

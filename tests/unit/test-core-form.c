@@ -8,6 +8,7 @@
 #include "server/core/job.h"
 #include "tests/unit/test-core-bed.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define V AE_WIRE_VERSION
@@ -210,6 +211,87 @@ static void test_bad_models(void **state)
         }
 }
 
+/* ---- large records ------------------------------------------------------------------------ */
+
+#define MANY_N 53000u
+
+/* As many units of one tensor as take several msgs to register, to stage and to want. */
+static void many_tensors(Autoep__Model *model)
+{
+        static Autoep__Tensor tensors[MANY_N];
+        static Autoep__Tensor *pointers[MANY_N];
+        static char names[MANY_N][24];
+        static uint64_t dim = 4;
+        static char none[] = "";
+
+        for (uint32_t i = 0; i < MANY_N; i++) {
+                autoep__tensor__init(&tensors[i]);
+                (void)snprintf(names[i], sizeof(names[i]), "layer.%u.weight", i);
+                tensors[i].name = tensors[i].unit = names[i];
+                tensors[i].alias_of = none;
+                tensors[i].dtype = AE_DTYPE_BF16;
+                tensors[i].tensor_class = AE_CLASS_DENSE;
+                tensors[i].dims = &dim;
+                tensors[i].n_dims = 1;
+                pointers[i] = &tensors[i];
+        }
+        model->tensors = pointers;
+        model->n_tensors = MANY_N;
+}
+
+static void test_many_tensors(void **state)
+{
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        for (uint32_t rank = 0; rank < 2; rank++)
+                assert_int_equal(bed_rank(bed, rank, rank, 2, &worker), 0);
+        for (uint32_t rank = 0; rank < 2; rank++)
+                bed_register(&bed->workers[rank], many_tensors);
+        for (uint32_t rank = 0; rank < 2; rank++) {
+                const struct ae_job *job = bed_job(bed, rank);
+
+                assert_int_equal(bed->workers[rank].type, AE_CONTROL_REGISTERED);
+                assert_int_equal(job->state, AE_JOB_LIVE);
+                assert_int_equal(job->layout->n_units, MANY_N);
+                for (uint32_t u = 0; u < MANY_N; u++) /* all are in the cache */
+                        assert_int_equal(ae_local_entry_version(job->entries[u]), 0);
+        }
+        assert_int_equal(bed->n_refused, 0);
+        bed_free(bed);
+}
+
+/* A record that Registered could not carry. */
+static void long_names(Autoep__Model *model)
+{
+        static char name[MANY_N][508];
+        static char none[] = "";
+
+        many_tensors(model);
+        for (uint32_t i = 0; i < MANY_N; i++) {
+                memset(name[i], 'n', sizeof(name[i]) - 1);
+                (void)snprintf(name[i], 8, "%07u", i);
+                name[i][7] = '-';
+                model->tensors[i]->name = model->tensors[i]->unit = name[i];
+                model->tensors[i]->alias_of = i ? name[0] : none;
+        }
+}
+
+static void test_record_too_long(void **state)
+{
+        struct bed *bed = bed_new(1, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 1, &worker), 0);
+        bed_register(worker, long_names);
+        assert_int_equal(worker->type, AE_CONTROL_ERROR);
+        assert_int_equal(worker->status, AE_EOVERFLOW);
+        assert_says(worker->text, "the record of a model of 53000 tensors has");
+        bed_free(bed);
+}
+
 static void other_flags(Autoep__Model *model)
 {
         model->tensors[2]->group = 1;
@@ -279,6 +361,8 @@ int main(void)
                 cmocka_unit_test(test_budget),
                 cmocka_unit_test(test_initial_values_too_large),
                 cmocka_unit_test(test_bad_models),
+                cmocka_unit_test(test_many_tensors),
+                cmocka_unit_test(test_record_too_long),
                 cmocka_unit_test(test_ranks_differ),
                 cmocka_unit_test(test_lost_rank),
                 cmocka_unit_test(test_wrong_messages),

@@ -569,6 +569,81 @@ static void test_random_control(void **state)
         bed_free(bed);
 }
 
+/* ---- control messages in pieces ----------------------------------------------------------- */
+
+/* A refusal of a get that nobody began, with a text that makes it @len bytes in all. */
+static void send_long(struct bed *bed, size_t len, uint32_t n_msgs)
+{
+        Autoep__FetchReply reply = AUTOEP__FETCH_REPLY__INIT;
+        struct ae_core_stats before;
+        struct ae_core_stats after;
+        char *text = malloc(len + 1);
+        size_t n;
+
+        assert_non_null(text);
+        memset(text, 'x', len);
+        reply.status = AE_EBUDGET;
+        reply.token = 77;
+        reply.text = text;
+        text[len] = '\0';
+        n = ae_control_size(&reply.base) - len; /* what is around the text */
+        text[len - n] = '\0';
+        assert_int_equal(ae_control_size(&reply.base), len);
+        ae_core_stats(bed->nodes[1].core, &before);
+        ae_core_control(bed->nodes[1].core, 0, bed_job(bed, 1)->id, AE_CONTROL_FETCH_REPLY,
+                        &reply.base);
+        ae_core_stats(bed->nodes[1].core, &after);
+        assert_int_equal(after.msgs_sent - before.msgs_sent, n_msgs);
+        bed_run(bed);
+        assert_int_equal(bed->n_refused, 0);
+        free(text);
+}
+
+static void test_long_messages(void **state)
+{
+        const size_t most = AE_NET_MSG_MAX - sizeof(struct ae_wire_head);
+        struct bed *bed = bed_new_live(2);
+
+        (void)state;
+        send_long(bed, most, 1);
+        send_long(bed, most + 1, 2);
+        send_long(bed, 2 * most, 2);
+        send_long(bed, 2 * most + 1, 3);
+        bed_free(bed);
+}
+
+static int send_piece(struct bed *bed, uint32_t type, uint64_t n_left, size_t n)
+{
+        static char bytes[4096];
+        struct ae_wire_head head = { .op = AE_WIRE_CONTROL, .type = (uint16_t)type,
+                                     .job = bed_job(bed, 0)->id, .round = n_left };
+
+        memcpy(bytes, &head, sizeof(head));
+        return bed_inject(bed, 1, 0, bytes, sizeof(head) + n);
+}
+
+static void test_bad_pieces(void **state)
+{
+        const uint32_t type = AE_CONTROL_FETCH_REPLY;
+        struct bed *bed = bed_new_live(2);
+
+        (void)state;
+        assert_int_equal(send_piece(bed, type, 10, 0), AE_EPROTO); /* without a byte */
+        assert_int_equal(send_piece(bed, type, AE_CONTROL_FRAME_MAX, 1), AE_EPROTO);
+        assert_int_equal(send_piece(bed, type, UINT64_MAX, 1), AE_EPROTO);
+        assert_int_equal(send_piece(bed, type, AE_CONTROL_FRAME_MAX - 1, 1), 0);
+        assert_int_equal(send_piece(bed, type, AE_CONTROL_FRAME_MAX - 2, 2), AE_EPROTO);
+        assert_int_equal(send_piece(bed, type, 100, 50), 0);
+        assert_int_equal(send_piece(bed, AE_CONTROL_STAGE_REPLY, 50, 50), AE_EPROTO);
+        assert_int_equal(send_piece(bed, type, 100, 50), 0);
+        assert_int_equal(send_piece(bed, type, 0, 99), AE_EPROTO); /* the end, too early */
+        assert_int_equal(send_piece(bed, type, 100, 50), 0);
+        assert_int_equal(send_piece(bed, type, 101, 50), AE_EPROTO); /* it grows */
+        assert_int_equal(send_piece(bed, type, 60, 40), 0); /* left behind: freed with the core */
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_LIVE);
+        bed_free(bed);
+}
+
 /* While a job forms there is less to stand on. */
 static void test_random_control_early(void **state)
 {
@@ -602,6 +677,7 @@ int main(void)
                 cmocka_unit_test(test_stale),
                 cmocka_unit_test(test_random_hot),     cmocka_unit_test(test_random_bytes),
                 cmocka_unit_test(test_random_control), cmocka_unit_test(test_random_control_early),
+                cmocka_unit_test(test_long_messages), cmocka_unit_test(test_bad_pieces),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
