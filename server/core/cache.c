@@ -74,6 +74,7 @@ void ae_cache_free(struct ae_job *job)
                 drop_waiters(&job->units[u].waiters);
         for (uint32_t i = 0; i < job->n_fetches; i++)
                 drop_waiters(&job->fetches[i].waiters);
+        drop_waiters(&job->ranges);
         free(job->slots);
         free(job->units);
         free(job->updated);
@@ -445,6 +446,8 @@ void ae_cache_arrived(struct ae_job *job, uint32_t token, uint32_t slice, uint32
                 job->here[slice / 8] |= (uint8_t)(1u << (slice % 8));
         if (--fetch->n_left == 0)
                 fetch_done(job, fetch);
+        if (job->starved && !fetch->used)
+                ae_cache_retry(job); /* it may give way now */
 }
 
 static void first_missing(struct ae_job *job, uint32_t slice, void *user)
@@ -477,13 +480,15 @@ static void learn(struct ae_worker *worker, uint32_t unit)
                 job->next_order[job->n_next++] = unit;
 }
 
-static void wait_for(struct ae_worker *worker, struct ae_list *waiters, uint64_t token)
+static struct ae_waiter *wait_for(struct ae_worker *worker, struct ae_list *waiters,
+                                  uint64_t token)
 {
         struct ae_waiter *waiter = ae_pool_take(&worker->core->waiters);
 
         waiter->worker = worker;
         waiter->token = token;
         ae_list_push(waiters, &waiter->link);
+        return waiter;
 }
 
 /* Whoever asks without end would fill the daemon's memory. */
@@ -516,7 +521,7 @@ int ae_cache_gather(struct ae_worker *worker, const struct ae_local_sqe *sqe)
                 answer(worker, sqe->token, 0, job, unit->slot);
                 return 0;
         }
-        wait_for(worker, &unit->waiters, sqe->token);
+        (void)wait_for(worker, &unit->waiters, sqe->token);
         if (want_unit(job, sqe->unit, true) && unit->fetch != AE_WIRE_NONE) {
                 struct ae_list *waiters = &job->fetches[unit->fetch].waiters;
                 struct ae_list *entry;
@@ -532,10 +537,42 @@ int ae_cache_gather(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         return 0;
 }
 
+static bool begin_range(struct ae_job *job, struct ae_waiter *waiter)
+{
+        struct ae_fetch *fetch = new_fetch(job, waiter->unit);
+
+        if (!fetch)
+                return false;
+        fetch->range = true;
+        fetch->first = waiter->first;
+        fetch->len = waiter->len;
+        fetch->slot =
+                take_slot(job, AE_WIRE_NONE, waiter->len, true); /* may evict the unit itself */
+        if (fetch->slot == AE_LOCAL_SLOT_NONE) {
+                end_fetch(job, fetch);
+                return false;
+        }
+        ae_list_unlink(&waiter->link);
+        ae_list_push(&fetch->waiters, &waiter->link);
+        run_fetch(job, fetch, false);
+        return true;
+}
+
+/* One after the other, so that small ones don't keep a large one waiting for ever. */
+static void begin_ranges(struct ae_job *job)
+{
+        while (!ae_list_empty(&job->ranges)) {
+                if (begin_range(job, ae_list_entry(job->ranges.next, struct ae_waiter, link)))
+                        continue;
+                job->starved = true;
+                return;
+        }
+}
+
 int ae_cache_range(struct ae_worker *worker, const struct ae_local_sqe *sqe)
 {
         struct ae_job *job = worker->job;
-        struct ae_fetch *fetch;
+        struct ae_waiter *waiter;
         int r;
 
         if (sqe->unit >= job->layout->n_units ||
@@ -544,24 +581,11 @@ int ae_cache_range(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         r = count_request(worker);
         if (r < 0)
                 return r;
-        fetch = new_fetch(job, sqe->unit);
-        if (fetch) {
-                fetch->range = true;
-                fetch->first = sqe->first;
-                fetch->len = sqe->n;
-                fetch->slot = take_slot(job, sqe->unit, sqe->n, true);
-        }
-        if (!fetch || fetch->slot == AE_LOCAL_SLOT_NONE) {
-                if (fetch)
-                        end_fetch(job, fetch);
-                ae_local_text_set(
-                        &page_of(worker)->why,
-                        "the cache has no room for a range now: release views, or raise cache_len");
-                answer(worker, sqe->token, AE_EBUDGET, job, 0);
-                return 0;
-        }
-        wait_for(worker, &fetch->waiters, sqe->token);
-        run_fetch(job, fetch, false);
+        waiter = wait_for(worker, &job->ranges, sqe->token);
+        waiter->unit = sqe->unit;
+        waiter->first = sqe->first;
+        waiter->len = sqe->n;
+        begin_ranges(job);
         return 0;
 }
 
@@ -590,7 +614,7 @@ int ae_cache_prefetch(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         return 0;
 }
 
-/* Units that could not begin for want of room, and what a new version still lacks. */
+/* Units and ranges that could not begin for want of room. */
 void ae_cache_retry(struct ae_job *job)
 {
         job->starved = false;
@@ -612,6 +636,7 @@ void ae_cache_retry(struct ae_job *job)
                 while ((entry = ae_list_pop(&unit->waiters)))
                         ae_list_push(&job->fetches[unit->fetch].waiters, entry);
         }
+        begin_ranges(job);
 }
 
 /* ---- versions --------------------------------------------------------------------------- */
@@ -654,6 +679,7 @@ void ae_cache_fail(struct ae_job *job)
                 answer_all(job, &job->units[u].waiters, job->fail_status, 0);
         for (uint32_t i = 0; i < job->n_fetches; i++)
                 answer_all(job, &job->fetches[i].waiters, job->fail_status, 0);
+        answer_all(job, &job->ranges, job->fail_status, 0);
 }
 
 static void forget(struct ae_list *waiters, const struct ae_worker *worker)
@@ -676,6 +702,7 @@ void ae_cache_worker_gone(struct ae_worker *worker)
                 forget(&job->units[u].waiters, worker);
         for (uint32_t i = 0; i < job->n_fetches; i++)
                 forget(&job->fetches[i].waiters, worker);
+        forget(&job->ranges, worker);
         for (uint32_t slot = 0; worker->pins && slot < job->n_slots; slot++) {
                 assert(job->slots[slot].n_pins >= worker->pins[slot]);
                 job->slots[slot].n_pins -= worker->pins[slot];

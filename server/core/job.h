@@ -151,6 +151,8 @@ struct ae_waiter {
         struct ae_list link;
         struct ae_worker *worker;
         uint64_t token;
+        uint32_t unit;           /* of a range that could not begin for want of room: */
+        uint64_t first, len;
 };
 
 struct ae_fetch {
@@ -406,6 +408,7 @@ struct ae_job {
         uint32_t n_order, cap_order, cursor;
         uint32_t *next_order;          /* owned; of this round, being learnt */
         uint32_t n_next;
+        struct ae_list ranges;         /* struct ae_waiter: ranges that wait for room */
         bool starved;                  /* somebody waits for room */
 
         /* state from outside */

@@ -55,6 +55,7 @@ struct ae_job *ae_job_new(struct ae_core *core, const char *name, uint32_t world
         ae_list_init(&job->deferred);
         ae_list_init(&job->stages);
         ae_list_init(&job->requests);
+        ae_list_init(&job->ranges);
         ae_list_push(&core->jobs, &job->link);
         if (ae_core_is_decider(core)) {
                 while (ae_core_job(core, core->next_job % AE_WIRE_MAX_JOBS))

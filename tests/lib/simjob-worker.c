@@ -173,8 +173,6 @@ static bool hold_answer(struct simworker *worker, const struct simaction *action
 
         if (!take_answer(worker, &cqe))
                 return false;
-        if (cqe.status == AE_EBUDGET && action->kind == SIM_RANGE)
-                return true;
         if (cqe.status < 0)
                 simjob_fail(worker->job, "a gather of rank %u failed: %d", worker->rank,
                             cqe.status);
