@@ -120,7 +120,9 @@ static void test_worker_killed(void **state)
                 story_worker_end(&story->job.workers[3]);
                 for (uint32_t rank = 0; rank < 3; rank++) {
                         results[rank] = story_take(&story->job.workers[rank], 5 * DEADLINE_MS);
-                        if (results[rank].status == 0) /* it was done before the kill */
+                        /* done before the kill, or refused: puts go one at a time */
+                        if (results[rank].status == 0 ||
+                            (calls[i].fn == story_put && results[rank].status == AUTOEP_ESTATE))
                                 check_in_time(calls[i].name, rank, &results[rank]);
                         else
                                 check_failed(calls[i].name, rank, &results[rank], words);
