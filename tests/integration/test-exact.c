@@ -2,7 +2,8 @@
 /*
  * The exact layer over topologies: nodes, workers (uneven too), expert groups, orders,
  * micro-batches, optimizers, clipping, transports. Without arguments a selection in which every
- * topology comes with every pair of the other choices somewhere; with "all" the full product.
+ * topology comes with every pair of the other choices somewhere; with "all" the full product; with
+ * "few" what a sanitizer has time for.
  */
 #include "tests/lib/exact.h"
 #include "proto/base/clock.h"
@@ -148,6 +149,20 @@ static void test_momentum(void **state)
         assert_int_equal(exact_run(&run, reference_for(&job), NULL), 0);
 }
 
+/* One node and several, even and not, with several sizes of expert groups each. */
+static void test_few_topologies(void **state)
+{
+        static const struct cluster_spec few[] = {
+                { .n_nodes = 1, .workers = { 2 } },
+                { .n_nodes = 2, .workers = { 1, 3 } },
+                { .n_nodes = 4, .workers = { 1, 1, 1, 1 } },
+        };
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(few); i++)
+                run_topology(&few[i]);
+}
+
 /* A cluster of threads starts, takes three steps and stops in a moment: the median of five. */
 static int compare_ns(const void *a, const void *b)
 {
@@ -191,6 +206,13 @@ int main(int argc, char **argv)
                 cmocka_unit_test(test_uneven_topologies),
         };
 
+        const struct CMUnitTest few[] = {
+                cmocka_unit_test(test_momentum),
+                cmocka_unit_test(test_few_topologies),
+        };
+
         all = argc > 1 && strcmp(argv[1], "all") == 0;
+        if (argc > 1 && strcmp(argv[1], "few") == 0)
+                return cmocka_run_group_tests(few, NULL, free_reference);
         return cmocka_run_group_tests(tests, NULL, free_reference);
 }
