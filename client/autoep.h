@@ -163,7 +163,7 @@ struct autoep_model {
         uint32_t nonfinite;   /* enum autoep_nonfinite */
         uint32_t tp_size, pp_size, sp_size; /* 0 or 1; others are refused by name */
         uint32_t slots;       /* inbox slots per (sender, owner); 0: 4; at least 2 */
-        uint64_t slot_len;    /* bytes of an inbox slot; 0: chosen by size */
+        uint64_t slot_len;    /* bytes of an inbox slot, at most 2^30; 0: chosen by size */
         uint64_t overflow_len; /* bytes per node for gradients that come before their turn; 0:
                                   chosen */
         uint64_t cache_len;   /* bytes of each node's gather cache; 0: all dense weights, more where

@@ -46,6 +46,10 @@ static int check_settings(const Autoep__Model *m)
         if (m->slots == 1 || m->slots > AE_MODEL_SLOTS_MAX)
                 return ae_fail(AE_EINVAL, "%u inbox slots: use 2 to %u", m->slots,
                                AE_MODEL_SLOTS_MAX);
+        if (m->slot_len > AE_MODEL_SLOT_LEN_MAX)
+                return ae_fail(AE_EINVAL, "inbox slots of %llu bytes: use at most %llu",
+                               (unsigned long long)m->slot_len,
+                               (unsigned long long)AE_MODEL_SLOT_LEN_MAX);
         return 0;
 }
 

@@ -13,6 +13,7 @@ enum ae_optimizer { AE_OPT_ADAMW = 1, AE_OPT_SGD = 2, AE_OPT_EXTERNAL = 3 };
 
 #define AE_MODEL_SLOTS_DEFAULT 4u
 #define AE_MODEL_SLOTS_MAX 64u
+#define AE_MODEL_SLOT_LEN_MAX (UINT64_C(1) << 30)
 #define AE_MODEL_EXCHANGE_DEFAULT (UINT64_C(1) << 20)
 
 struct ae_model {

@@ -151,6 +151,26 @@ static void test_refused(void **state)
         }
 }
 
+/* Sizes of parts are worked out from it, in fewer bits. */
+static void test_long_slots(void **state)
+{
+        static const uint64_t lens[] = { AE_MODEL_SLOT_LEN_MAX + 1, UINT64_C(1) << 40, UINT64_MAX };
+        Autoep__Model *message = make_message();
+        struct ae_model *model = NULL;
+
+        (void)state;
+        message->slot_len = AE_MODEL_SLOT_LEN_MAX;
+        assert_int_equal(ae_model_new(message, &model), 0);
+        model = ae_model_free(model);
+        for (size_t i = 0; i < AE_ARRAY_LEN(lens); i++) {
+                message = make_message();
+                message->slot_len = lens[i];
+                assert_int_equal(ae_model_new(message, &model), AE_EINVAL);
+                assert_non_null(strstr(ae_error_text(), "inbox slots of"));
+                assert_null(model);
+        }
+}
+
 static void test_too_many_dims(void **state)
 {
         Autoep__Model *message = make_message();
@@ -344,7 +364,8 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_defaults),         cmocka_unit_test(test_round_trip),
-                cmocka_unit_test(test_refused),          cmocka_unit_test(test_too_many_dims),
+                cmocka_unit_test(test_refused),          cmocka_unit_test(test_long_slots),
+                cmocka_unit_test(test_too_many_dims),
                 cmocka_unit_test(test_every_number),     cmocka_unit_test(test_names_and_shapes),
                 cmocka_unit_test(test_initial_values),   cmocka_unit_test(test_uses),
                 cmocka_unit_test(test_grad_first),
