@@ -7,7 +7,7 @@
 #include <string.h>
 
 /* Each step splits a sum of two into its rounded value and the exact rest. */
-static void add_exactly(struct normref *ref, double x)
+void normref_add(struct normref *ref, double x)
 {
         uint32_t n = 0;
 
@@ -31,7 +31,7 @@ static void end_block(struct normref *ref)
 
         for (uint32_t lane = 1; lane < 16; lane++)
                 sum += ref->lanes[lane];
-        add_exactly(ref, sum);
+        normref_add(ref, sum);
         memset(ref->lanes, 0, sizeof(ref->lanes));
 }
 

@@ -22,6 +22,8 @@ struct normref {
 /* Element @at, counted from the beginning of what is being added; in ascending order, elements that
  * are 0 may be left out. */
 void normref_element(struct normref *ref, uint64_t at, float x);
+/* What somebody else has added up. */
+void normref_add(struct normref *ref, double x);
 /* The segment or tensor is over; the next one begins with element 0. */
 void normref_end(struct normref *ref);
 /* The sum so far, rounded once; nothing is open. */

@@ -273,6 +273,11 @@ uint32_t simplan_table(const struct simjob *job, uint32_t step, uint32_t rank, u
         return (uint32_t)(simplan_hash(job, H_TABLE, step, rank, micro, unit * 8 + use) & 0xffff);
 }
 
+uint32_t simplan_power(uint64_t i)
+{
+        return (uint32_t)(i * 7 >> 2 & 31);
+}
+
 bool simplan_is_narrow(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t unit)
 {
         return simplan_hash(job, H_NARROW, step, rank, unit, 0) % 2;

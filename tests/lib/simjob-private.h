@@ -180,6 +180,9 @@ bool simplan_piece(const struct simjob *job, uint32_t step, uint32_t rank, uint3
 /* Where the lane's values begin in the table. */
 uint32_t simplan_table(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t micro,
                        uint32_t unit, uint32_t use);
+/* Element @i of all gradients is multiplied by 2^this: powers so far apart that squares don't add
+ * up exactly in double, while sums of one element over all ranks do, in any type that travels. */
+uint32_t simplan_power(uint64_t i);
 bool simplan_is_narrow(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t unit);
 struct simnan {
         uint32_t rank, micro, unit, use;

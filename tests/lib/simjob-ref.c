@@ -4,6 +4,7 @@
 #include "tests/lib/simjob-private.h"
 
 #include "proto/wire/balance.h"
+#include "tests/lib/normref.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -222,14 +223,13 @@ static void add_lane(struct simjob *job, uint32_t rank, uint32_t micro, uint32_t
         for (uint32_t k = 0; simplan_piece(job, ref->step, rank, micro, unit, use, k, &piece);
              k++) {
                 for (uint64_t i = piece.first; !piece.skipped && i < piece.first + piece.n; i++)
-                        ref->g[unit][i] += from[i];
+                        ref->g[unit][i] += from[i] * (float)(1u << simplan_power(i));
         }
 }
 
-static double sum_unit(struct simjob *job, uint32_t unit, bool *ret_any)
+static void sum_unit(struct simjob *job, uint32_t unit, bool *ret_any)
 {
         struct simref *ref = &job->ref;
-        double norm2 = 0;
 
         *ret_any = false;
         memset(ref->g[unit], 0, job->layout->units[unit].n_grad * sizeof(float));
@@ -251,9 +251,18 @@ static double sum_unit(struct simjob *job, uint32_t unit, bool *ret_any)
                         memset(ref->g[unit] + ref->gaps[i].first, 0,
                                ref->gaps[i].n * sizeof(float));
         }
-        for (uint64_t i = 0; i < job->layout->units[unit].n_grad; i++)
-                norm2 += (double)ref->g[unit][i] * (double)ref->g[unit][i];
-        return norm2;
+}
+
+static void add_norm(const struct simjob *job, struct normref *norm)
+{
+        for (uint32_t s = 0; s < job->layout->n_segments; s++) {
+                const struct ae_layout_segment *segment = &job->layout->segments[s];
+                const float *g = job->ref.g[segment->unit] + segment->unit_grad_first;
+
+                for (uint64_t i = 0; segment->trainable && i < segment->n; i++)
+                        normref_element(norm, i, g[i]);
+                normref_end(norm);
+        }
 }
 
 static void step_tensor(struct simjob *job, uint32_t t, const struct ae_wire_verdict *verdict)
@@ -319,7 +328,8 @@ static void balance_buffers(struct simjob *job, const struct ae_wire_verdict *ve
         }
 }
 
-static void check_factors(struct simjob *job, const struct ae_wire_verdict *verdict, double norm2)
+static void check_factors(struct simjob *job, const struct ae_wire_verdict *verdict,
+                          struct normref *norm2)
 {
         struct ae_wire_ask ask;
         uint64_t tokens = 0;
@@ -332,10 +342,10 @@ static void check_factors(struct simjob *job, const struct ae_wire_verdict *verd
         for (uint32_t rank = 0; rank < job->params.n_ranks; rank++) {
                 tokens += simplan_tokens(job, job->ref.step, rank);
                 micro_batches += simplan_n_micro(job, job->ref.step, rank);
-                norm2 += simplan_expert_norm2(job, job->ref.step, rank);
+                normref_add(norm2, simplan_expert_norm2(job, job->ref.step, rank));
         }
         s = ask.scale != 0 ? ask.scale : 1.0 / (double)(ask.use_tokens ? tokens : micro_batches);
-        norm = fabs(s) * sqrt(norm2);
+        norm = fabs(s) * sqrt(normref_sum(norm2));
         clip = ae_clip_factor(norm, ask.max_norm);
         if (verdict->tokens != tokens || verdict->micro_batches != micro_batches ||
             memcmp(&verdict->ask, &ask, sizeof(ask)) != 0)
@@ -354,12 +364,13 @@ static void apply(struct simjob *job, const struct ae_wire_verdict *verdict)
 {
         struct simref *ref = &job->ref;
         bool stepped[64] = { false };
-        double norm2 = 0;
+        struct normref norm2 = { .n_parts = 0 };
 
         assert_true(job->layout->n_units <= AE_ARRAY_LEN(stepped));
         for (uint32_t u = 0; u < job->layout->n_units; u++)
-                norm2 += sum_unit(job, u, &stepped[u]);
-        check_factors(job, verdict, norm2);
+                sum_unit(job, u, &stepped[u]);
+        add_norm(job, &norm2);
+        check_factors(job, verdict, &norm2);
         copy_images(job);
         for (uint32_t t = 0; t < job->layout->n_tensors; t++) {
                 if (!is_stepped(job, t) || !stepped[job->layout->tensors[t].unit])

@@ -4,6 +4,22 @@
 
 #include <math.h>
 
+/* A number of the table is 0 or normal, also with the power in its exponent. */
+static void scale_piece(const struct simpiece *piece, bool narrow, char *data)
+{
+        const size_t size = narrow ? sizeof(ae_bf16) : sizeof(float);
+
+        for (uint64_t i = 0; i < piece->n; i++) {
+                uint32_t power = simplan_power(piece->first + i);
+                uint32_t bits = 0;
+
+                memcpy(&bits, data + i * size, size);
+                if (bits & 0x7fffffff)
+                        bits += power << (narrow ? 7 : 23);
+                memcpy(data + i * size, &bits, size);
+        }
+}
+
 static void write_piece(struct simworker *worker, const struct simaction *a,
                         const struct simpiece *piece, bool narrow, char *to)
 {
@@ -17,6 +33,7 @@ static void write_piece(struct simworker *worker, const struct simaction *a,
         struct simnan nan;
 
         memcpy(to, from, piece->n * size);
+        scale_piece(piece, narrow, to);
         for (uint32_t i = 0; i < job->ref.n_gaps; i++) {
                 const struct simgap *gap = &job->ref.gaps[i];
                 uint64_t first = AE_MAX(gap->first, piece->first);
