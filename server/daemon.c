@@ -25,6 +25,10 @@
 
 #define TICK_MS 20
 #define WATCHDOG_NS (5 * AE_NS_PER_S)
+/* Copies up to this size, and so many bytes of them in one turn of the loop, are made on the loop:
+ * waking a compute thread and being woken by it takes longer than they do. */
+#define SMALL_LEN (64 * AE_KIB)
+#define SMALL_TURN_LEN (256 * AE_KIB)
 
 struct ae_daemon {
         const struct ae_config *config; /* borrowed */
@@ -38,6 +42,8 @@ struct ae_daemon {
         uv_check_t check;       /* after */
         uv_idle_t idle;         /* keeps it from sleeping while there is work */
         struct ae_pool_threads *threads;
+        struct ae_list copied;  /* struct ae_task: run on the loop, not yet told to the core */
+        uint64_t copied_len;    /* bytes of these and of those told in this turn */
         struct ae_node *node;
         struct ae_sessions *sessions;
         bool notify, ready, stopping;
@@ -45,18 +51,40 @@ struct ae_daemon {
 
 /* ---- what the node asks of us ----------------------------------------------------------- */
 
-static void node_wake(void *user)
+/* On a compute thread. */
+static void tasks_wake(void *user)
 {
         struct ae_daemon *daemon = user;
 
         uv_async_send(&daemon->wake);
 }
 
+static void node_wake(void *user)
+{
+        (void)user; /* on the loop: on_prepare() polls the node before the loop sleeps again */
+}
+
 static void node_task(void *user, struct ae_task *task)
 {
         struct ae_daemon *daemon = user;
 
-        ae_threads_run(daemon->threads, task);
+        if (task->kind != AE_TASK_COPY || task->copy.len > SMALL_LEN ||
+            daemon->copied_len + task->copy.len > SMALL_TURN_LEN) {
+                ae_threads_run(daemon->threads, task);
+                return;
+        }
+        ae_task_run(task, 0); /* a copy has no use for an undo record, whichever it is */
+        daemon->copied_len += task->copy.len;
+        ae_list_push(&daemon->copied, &task->link);
+}
+
+/* Tells the core of the copies made on the loop, and of those that this causes. */
+static void tell_copied(struct ae_daemon *daemon)
+{
+        struct ae_list *entry;
+
+        while ((entry = ae_list_pop(&daemon->copied)))
+                ae_node_task_done(daemon->node, ae_list_entry(entry, struct ae_task, link));
 }
 
 static int node_region_new(void *user, const struct ae_region_spec *spec, struct ae_region **ret)
@@ -109,10 +137,14 @@ static bool work(struct ae_daemon *daemon)
         struct ae_task *task;
         bool more;
 
+        daemon->copied_len = 0;
         while ((task = ae_threads_take(daemon->threads)))
                 ae_node_task_done(daemon->node, task);
         ae_sessions_drain(daemon->sessions);
-        more = ae_node_poll(daemon->node);
+        do {
+                tell_copied(daemon);
+                more = ae_node_poll(daemon->node);
+        } while (!ae_list_empty(&daemon->copied));
         return more;
 }
 
@@ -245,7 +277,7 @@ static int open_all(struct ae_daemon *daemon)
         r = open_loop(daemon);
         if (r < 0)
                 return r;
-        r = ae_threads_new(daemon->config->threads, node_wake, daemon, &daemon->threads);
+        r = ae_threads_new(daemon->config->threads, tasks_wake, daemon, &daemon->threads);
         if (r < 0)
                 return r;
         r = open_node(daemon);
@@ -264,6 +296,7 @@ int ae_daemon_new(const struct ae_config *config, struct ae_daemon **ret_daemon)
         if (!daemon)
                 return ae_fail(AE_ENOMEM, "no memory for a daemon");
         daemon->config = config;
+        ae_list_init(&daemon->copied);
         daemon->start_ns = ae_now_ns();
         r = open_all(daemon);
         if (r < 0)
@@ -293,11 +326,13 @@ static void finish_tasks(struct ae_daemon *daemon)
 {
         struct ae_task *task;
 
-        while (daemon->threads && ae_threads_running(daemon->threads)) {
+        while (daemon->threads &&
+               (ae_threads_running(daemon->threads) || !ae_list_empty(&daemon->copied))) {
+                tell_copied(daemon);
                 task = ae_threads_take(daemon->threads);
                 if (task)
                         ae_node_task_done(daemon->node, task);
-                else
+                else if (ae_threads_running(daemon->threads))
                         uv_sleep(1); /* a task runs to its end; there is nothing to wait on */
         }
 }

@@ -20,7 +20,7 @@ struct ae_node_options {
         uint64_t memory_len;
         uint32_t n_threads;        /* that run tasks */
         /* what the owner does for it */
-        void (*wake)(void *user);  /* events wait: call ae_node_poll() soon */
+        void (*wake)(void *user);  /* on the loop: events wait; ae_node_poll() before it sleeps */
         void (*task)(void *user, struct ae_task *task); /* run it, then ae_node_task_done() */
         int (*region_new)(void *user, const struct ae_region_spec *spec, struct ae_region **ret);
         void (*region_free)(void *user, struct ae_region *region);

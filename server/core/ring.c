@@ -81,7 +81,11 @@ int ae_ring_drain(struct ae_worker *worker)
         if (worker->sq_head == before)
                 return r;
         atomic_store_explicit(&page->sq_head, worker->sq_head, memory_order_release);
-        ae_worker_wake(worker); /* it may wait for room in the ring */
+        /* It waits for room only if it found the ring full behind a head that moved here; pairs
+         * with its seq_cst store of worker_waits before it looks at the head again. */
+        atomic_thread_fence(memory_order_seq_cst);
+        if (atomic_load_explicit(&page->sq_tail, memory_order_relaxed) - before >= AE_LOCAL_SQ_LEN)
+                ae_worker_wake(worker);
         return r;
 }
 
