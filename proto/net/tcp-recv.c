@@ -36,6 +36,14 @@ static int receive_failed(struct tcp_conn *conn, struct ae_source *source, ssize
         return AE_ELOST;
 }
 
+/* A read that was cut short took all there was, see epoll(7): more, or the end, comes as a new
+ * edge. An end that has come already is still to be read. */
+static void mark_read(struct ae_source *source, size_t n, size_t asked)
+{
+        if (n < asked && !(source->ready & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)))
+                source->ready &= ~(uint32_t)EPOLLIN;
+}
+
 /* --- the control stream --- */
 
 static int take_frame(struct tcp_conn *conn, const struct tcp_ctl_frame *head, const char *data,
@@ -101,6 +109,7 @@ int ae_tcp_ctl_receive(struct tcp_conn *conn)
                 ctl->round = net->round;
         }
         for (;;) {
+                size_t room;
                 ssize_t n;
 
                 r = take_frames(conn);
@@ -112,9 +121,10 @@ int ae_tcp_ctl_receive(struct tcp_conn *conn)
                         ae_wait_again(&net->end.wait, &ctl->source);
                         return 0;
                 }
-                n = recv(ctl->source.fd, ctl->rx + ctl->rx_tail, TCP_RX_CAP - ctl->rx_tail,
-                         MSG_DONTWAIT);
+                room = TCP_RX_CAP - ctl->rx_tail;
+                n = recv(ctl->source.fd, ctl->rx + ctl->rx_tail, room, MSG_DONTWAIT);
                 if (n > 0) {
+                        mark_read(&ctl->source, (size_t)n, room);
                         ctl->rx_tail += (uint32_t)n;
                         continue;
                 }
@@ -333,6 +343,8 @@ static ssize_t read_some(struct tcp_stream *stream)
         n = readv(stream->source.fd, iov, n_iov);
         if (n <= 0)
                 return n;
+        mark_read(&stream->source, (size_t)n,
+                  iov[0].iov_len + (n_iov == 2 ? iov[1].iov_len : 0));
         stream->buf_tail += (uint32_t)((uint64_t)n - AE_MIN((uint64_t)n, direct));
         if (in->active)
                 arrived(stream, AE_MIN((uint64_t)n, direct));
