@@ -26,11 +26,12 @@ static_assert(VEC == AE_OPS_NORM_LANES, "a vector fills the lanes");
 
 /*
  * Processors follow some ten streams by themselves; sums of more inputs ask for theirs. AdamW's
- * divisions fill the window in which loads could run ahead, so that it asks too.
+ * divisions fill the window in which loads could run ahead, so that it asks too, and so far ahead
+ * that a caller who saves the state by blocks of some KiB finds the next one there.
  */
 #define AHEAD_INPUTS 8
 #define AHEAD_SUM_LEN 512
-#define AHEAD_ADAMW_LEN 256
+#define AHEAD_ADAMW_LEN 4096
 
 static bool stream_wanted(const void *to, size_t len)
 {

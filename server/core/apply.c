@@ -13,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TASK_BLOCKS 16u /* 1 MiB of master */
-#define TASK_N ((uint64_t)TASK_BLOCKS * AE_SHARD_BLOCK_N)
+#define TASK_N ((uint64_t)1 << 18) /* 1 MiB of master */
+static_assert(TASK_N % AE_SHARD_BLOCK_N == 0, "a task covers whole blocks");
 
 /* ---- the table of runs ------------------------------------------------------------------ */
 

@@ -16,14 +16,15 @@
 #include <stdatomic.h>
 
 #define AE_SHARD_MAGIC UINT64_C(0x3144524853504541) /* "AEPSHRD1" */
-#define AE_SHARD_BLOCK_N 16384u /* 64 KiB of master */
+/* 2 KiB of master: what is saved, changed and fetched ahead of that stays in the first cache. */
+#define AE_SHARD_BLOCK_N 512u
 #define AE_SHARD_NO_BLOCK UINT64_MAX
 
 struct ae_shard_undo {
         _Atomic uint64_t block; /* being changed; AE_SHARD_NO_BLOCK: none. Release after the save */
         uint64_t version;         /* that it is being brought to */
         uint64_t n;               /* elements */
-        float master[AE_SHARD_BLOCK_N];
+        _Alignas(64) float master[AE_SHARD_BLOCK_N];
         float moment1[AE_SHARD_BLOCK_N];
         float moment2[AE_SHARD_BLOCK_N];
 };
