@@ -343,8 +343,10 @@ static ssize_t read_some(struct tcp_stream *stream)
         n = readv(stream->source.fd, iov, n_iov);
         if (n <= 0)
                 return n;
-        mark_read(&stream->source, (size_t)n,
-                  iov[0].iov_len + (n_iov == 2 ? iov[1].iov_len : 0));
+        /* In the middle of a part the peer is writing still, and another look may save a sleep. */
+        if ((uint64_t)n >= direct)
+                mark_read(&stream->source, (size_t)n,
+                          iov[0].iov_len + (n_iov == 2 ? iov[1].iov_len : 0));
         stream->buf_tail += (uint32_t)((uint64_t)n - AE_MIN((uint64_t)n, direct));
         if (in->active)
                 arrived(stream, AE_MIN((uint64_t)n, direct));
