@@ -103,6 +103,10 @@ static int check_message(const ProtobufCMessage *message)
         const ProtobufCMessageDescriptor *descriptor = message->descriptor;
         int r;
 
+        /* protobuf-c keeps them and packs them again, also those that it then cannot unpack */
+        if (message->n_unknown_fields > 0)
+                return ae_fail(AE_EPROTO, "%s has a field %u that this version does not know",
+                               descriptor->short_name, message->unknown_fields[0].tag);
         for (unsigned i = 0; i < descriptor->n_fields; i++) {
                 r = check_field(&descriptor->fields[i], (const char *)message);
                 if (r < 0)

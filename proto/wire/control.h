@@ -67,9 +67,9 @@ size_t ae_control_size(const ProtobufCMessage *message);
 void ae_control_pack(const ProtobufCMessage *message, uint8_t *ret);
 
 /*
- * Unpacks @data as a message of @type and checks it: AE_EPROTO for an unknown type, a malformed or
- * oversized message, a string longer than a name may be, too many items. The caller frees it with
- * ae_control_free().
+ * Unpacks @data as a message of @type and checks it: AE_EPROTO for an unknown type or field, a
+ * malformed or oversized message, a string longer than a name may be, too many items. The caller
+ * frees it with ae_control_free().
  */
 int ae_control_unpack(uint32_t type, const void *data, size_t len, ProtobufCMessage **ret_message);
 /* NULL is fine; returns NULL. */

@@ -345,6 +345,26 @@ static void test_too_many_items(void **state)
 }
 
 /* The length is looked at before the bytes. */
+/* Field 0 in two bytes is legal to protobuf-c, and in one, as it packs it again, not. */
+static void test_unknown_fields(void **state)
+{
+        static const uint8_t zero[] = { 0x80, 0x00, 0x0a }, high[] = { 0xf8, 0x07, 0x01 };
+        static const uint8_t nested[] = { 0x0a, 0x03, 0xf8, 0x07, 0x01 }; /* in Register.model */
+        ProtobufCMessage *message = NULL;
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(rows); i++) {
+                assert_int_equal(ae_control_unpack(rows[i].type, zero, sizeof(zero), &message),
+                                 AE_EPROTO);
+                assert_int_equal(ae_control_unpack(rows[i].type, high, sizeof(high), &message),
+                                 AE_EPROTO);
+        }
+        assert_int_equal(ae_control_unpack(AE_CONTROL_REGISTER, nested, sizeof(nested), &message),
+                         AE_EPROTO);
+        assert_non_null(strstr(ae_error_text(), "field 127"));
+        assert_null(message);
+}
+
 static void test_oversized(void **state)
 {
         ProtobufCMessage *message = NULL;
@@ -363,6 +383,7 @@ int main(void)
                 cmocka_unit_test(test_unknown_type),   cmocka_unit_test(test_truncated),
                 cmocka_unit_test(test_bit_flips),      cmocka_unit_test(test_random_bytes),
                 cmocka_unit_test(test_long_names),     cmocka_unit_test(test_nested_limits),
+                cmocka_unit_test(test_unknown_fields),
                 cmocka_unit_test(test_too_many_items), cmocka_unit_test(test_oversized),
         };
 
