@@ -22,6 +22,7 @@ struct event {
         struct ae_list link;
         enum event_kind kind;
         uint32_t from, to;
+        uint32_t line; /* generation of the connection it goes over */
         /* put */
         struct ae_net_key key;
         struct ae_region *src;
@@ -47,6 +48,7 @@ static struct event *push(struct bed_node *node, enum event_kind kind, uint32_t 
         event->kind = kind;
         event->from = node->node;
         event->to = to;
+        event->line = node->bed->lines[node->node][to].generation;
         event->len = len;
         ae_list_push(&node->bed->events, &event->link);
         return event;
@@ -75,38 +77,64 @@ static void on_put(void *user, uint32_t node, const struct ae_net_key *key, uint
         event->cookie = cookie;
 }
 
-/* The key is the place itself, and which grant it is. */
-struct place {
-        struct ae_region *region;
-        uint64_t off, len;
-        uint64_t serial;
+/* A key is the number of a grant and what no other key of the bed has. */
+struct key {
+        uint32_t grant, check;
 };
-static_assert(sizeof(struct place) <= sizeof(struct ae_net_key), "a key holds a place");
+#define KEY_CHECK 0x62656421u
+
+struct ae_net_key bed_key(uint32_t grant)
+{
+        struct key key = { grant, KEY_CHECK + grant };
+        struct ae_net_key sealed = { { 0 } };
+
+        memcpy(sealed.bytes, &key, sizeof(key));
+        return sealed;
+}
 
 static int on_grant(void *user, uint32_t node, struct ae_region *region, uint64_t off, uint64_t len,
                     struct ae_net_key *ret_key)
 {
-        struct bed *bed = ((struct bed_node *)user)->bed;
-        struct place place = { region, off, len, bed->n_grants++ };
+        struct bed_node *self = user;
+        struct bed *bed = self->bed;
+        struct bed_grant *grants;
 
-        (void)node;
-        bed->revoked = realloc(bed->revoked, bed->n_grants * sizeof(*bed->revoked));
-        assert_non_null(bed->revoked);
-        bed->revoked[place.serial] = false;
-        memset(ret_key, 0, sizeof(*ret_key));
-        memcpy(ret_key->bytes, &place, sizeof(place));
+        if (!bed->lines[self->node][node].up)
+                return ae_fail(AE_ELOST, "node %u is not connected", node);
+        grants = realloc(bed->grants, (bed->n_grants + 1) * sizeof(*grants));
+        assert_non_null(grants);
+        bed->grants = grants;
+        grants[bed->n_grants] = (struct bed_grant){
+                .region = region, .off = off, .len = len, .owner = self->node, .peer = node,
+                .live = true,
+        };
+        *ret_key = bed_key(bed->n_grants++);
         return 0;
+}
+
+/* NULL when it was never granted to @peer by @owner. */
+static struct bed_grant *find_grant(struct bed *bed, uint32_t owner, uint32_t peer,
+                                    const struct ae_net_key *sealed)
+{
+        struct ae_net_key whole;
+        struct key key;
+
+        memcpy(&key, sealed->bytes, sizeof(key));
+        if (key.grant >= bed->n_grants || bed->grants[key.grant].owner != owner ||
+            bed->grants[key.grant].peer != peer)
+                return NULL;
+        whole = bed_key(key.grant);
+        return memcmp(whole.bytes, sealed->bytes, sizeof(whole.bytes)) == 0
+                       ? &bed->grants[key.grant] : NULL;
 }
 
 static void on_revoke(void *user, uint32_t node, const struct ae_net_key *key)
 {
-        struct bed *bed = ((struct bed_node *)user)->bed;
-        struct place place;
+        struct bed_node *self = user;
+        struct bed_grant *grant = find_grant(self->bed, self->node, node, key);
 
-        (void)node;
-        memcpy(&place, key->bytes, sizeof(place));
-        assert_true(place.serial < bed->n_grants && !bed->revoked[place.serial]);
-        bed->revoked[place.serial] = true;
+        assert_non_null(grant);
+        grant->live = false;
 }
 
 static void on_task(void *user, struct ae_task *task)
@@ -116,12 +144,11 @@ static void on_task(void *user, struct ae_task *task)
 
 static int on_region_new(void *user, const struct ae_region_spec *spec, struct ae_region **ret)
 {
-        int r;
+        int r = ae_region_new(spec, ret);
 
         (void)user;
-        r = ae_region_new(spec, ret);
-        if (r == 0 && spec->net)
-                (*ret)->mem = (struct ae_net_mem *)(void *)*ret; /* one of its own, never used */
+        if (r == 0 && spec->net) /* opaque to the core */
+                (*ret)->mem = (struct ae_net_mem *)(void *)*ret;
         return r;
 }
 
@@ -170,18 +197,58 @@ static const struct ae_core_ops ops = {
 
 /* ---- the queue -------------------------------------------------------------------------- */
 
+static bool is_connected(const struct bed *bed, const struct event *event)
+{
+        const struct bed_line *line = &bed->lines[event->from][event->to];
+
+        return line->up && line->generation == event->line;
+}
+
+void bed_cut(struct bed *bed, uint32_t a, uint32_t b)
+{
+        static const char text[] = "the connection broke";
+
+        if (!bed->lines[a][b].up)
+                return;
+        bed->lines[a][b].up = bed->lines[b][a].up = false;
+        for (uint32_t i = 0; i < bed->n_grants; i++) {
+                struct bed_grant *grant = &bed->grants[i];
+
+                if ((grant->owner == a && grant->peer == b) ||
+                    (grant->owner == b && grant->peer == a))
+                        grant->live = false;
+        }
+        ae_core_peer_down(bed->nodes[a].core, b, text);
+        ae_core_peer_down(bed->nodes[b].core, a, text);
+}
+
+void bed_join(struct bed *bed, uint32_t a, uint32_t b)
+{
+        if (a == b || bed->lines[a][b].up)
+                return;
+        bed->lines[a][b].up = bed->lines[b][a].up = true;
+        bed->lines[a][b].generation++;
+        bed->lines[b][a].generation++;
+        ae_core_peer_up(bed->nodes[a].core, b, 100 + b);
+        ae_core_peer_up(bed->nodes[b].core, a, 100 + a);
+}
+
+/* A transport breaks the connection for a put that was never legal, and swallows a late one. */
 static void deliver_put(struct bed *bed, struct event *event)
 {
-        struct place place;
+        struct bed_grant *grant = find_grant(bed, event->to, event->from, &event->key);
 
-        memcpy(&place, event->key.bytes, sizeof(place));
-        if (place.serial < bed->n_grants && !bed->revoked[place.serial] &&
-            ae_range_ok(event->off, event->put_len, place.len)) { /* a transport refuses the rest */
-                memcpy(place.region->base + place.off + event->off,
-                       event->src->base + event->src_off,
-                       event->put_len);
-                ae_core_notify(bed->nodes[event->to].core, event->from, place.region->mem,
-                               place.off + event->off, event->put_len, event->note);
+        if (!is_connected(bed, event)) {
+                ae_core_put_done(bed->nodes[event->from].core, event->cookie, AE_ELOST);
+                return;
+        }
+        if (!grant || !ae_range_ok(event->off, event->put_len, grant->len)) {
+                bed_cut(bed, event->from, event->to);
+        } else if (grant->live) {
+                memcpy(grant->region->base + grant->off + event->off,
+                       event->src->base + event->src_off, event->put_len);
+                ae_core_notify(bed->nodes[event->to].core, event->from, grant->region->mem,
+                               grant->off + event->off, event->put_len, event->note);
         }
         ae_core_put_done(bed->nodes[event->from].core, event->cookie, 0);
 }
@@ -190,8 +257,12 @@ static void deliver(struct bed *bed, struct event *event)
 {
         switch (event->kind) {
         case EVENT_MSG:
-                bed->n_refused += ae_core_msg(bed->nodes[event->to].core, event->from, event->data,
-                                              event->len) < 0;
+                if (!is_connected(bed, event) ||
+                    ae_core_msg(bed->nodes[event->to].core, event->from, event->data,
+                                event->len) == 0)
+                        return;
+                bed->n_refused++;
+                bed_cut(bed, event->from, event->to);
                 break;
         case EVENT_PUT:
                 deliver_put(bed, event);
@@ -203,17 +274,24 @@ static void deliver(struct bed *bed, struct event *event)
         }
 }
 
+bool bed_step(struct bed *bed)
+{
+        struct ae_list *entry = ae_list_pop(&bed->events);
+        struct event *event;
+
+        if (!entry)
+                return false;
+        event = ae_list_entry(entry, struct event, link);
+        bed->n_done++;
+        deliver(bed, event);
+        free(event);
+        return true;
+}
+
 void bed_run(struct bed *bed)
 {
-        struct ae_list *entry;
-
-        while ((entry = ae_list_pop(&bed->events))) {
-                struct event *event = ae_list_entry(entry, struct event, link);
-
-                bed->n_done++;
-                deliver(bed, event);
-                free(event);
-        }
+        while (!bed->stopped && bed_step(bed))
+                ;
 }
 
 void bed_tick(struct bed *bed, uint64_t ns)
@@ -245,6 +323,7 @@ struct bed *bed_new(uint32_t n_nodes, uint64_t memory_len)
         struct bed *bed = zeroed(sizeof(*bed));
 
         bed->n_nodes = n_nodes;
+        bed->big_n = BED_BIG_N;
         ae_list_init(&bed->events);
         for (uint32_t i = 0; i < n_nodes; i++) {
                 struct bed_node *node = &bed->nodes[i];
@@ -259,10 +338,8 @@ struct bed *bed_new(uint32_t n_nodes, uint64_t memory_len)
                 assert_int_equal(ae_core_new(&options, &node->core), 0);
         }
         for (uint32_t i = 0; i < n_nodes; i++) {
-                for (uint32_t k = 0; k < n_nodes; k++) {
-                        if (i != k)
-                                ae_core_peer_up(bed->nodes[i].core, k, 100 + k);
-                }
+                for (uint32_t k = 0; k < i; k++)
+                        bed_join(bed, i, k);
         }
         return bed;
 }
@@ -279,12 +356,13 @@ void bed_gone(struct bed_worker *worker, const char *text)
 
 struct bed *bed_free(struct bed *bed)
 {
+        bed->stopped = false;
         bed_run(bed);
         for (uint32_t i = 0; i < bed->n_workers; i++)
                 bed_gone(&bed->workers[i], "the test is over");
         for (uint32_t i = 0; i < bed->n_nodes; i++)
                 assert_null(ae_core_free(bed->nodes[i].core));
-        free(bed->revoked);
+        free(bed->grants);
         free(bed);
         return NULL;
 }
@@ -328,16 +406,16 @@ int bed_rank(struct bed *bed, uint32_t node, uint32_t rank, uint32_t world,
 
 /* ---- the model -------------------------------------------------------------------------- */
 
-static Autoep__Model *make_model(void (*change)(Autoep__Model *model))
+static Autoep__Model *make_model(uint64_t big_n, void (*change)(Autoep__Model *model))
 {
-        static const struct {
+        const struct {
                 const char *name, *unit, *alias_of;
                 uint32_t dtype, class, flags;
                 uint64_t n;
         } rows[] = {
                 { "w", "u", "", AE_DTYPE_BF16, AE_CLASS_DENSE, 0, BED_W_N },
                 { "bias", "u", "", AE_DTYPE_F32, AE_CLASS_BUFFER, 0, BED_BIAS_N },
-                { "big", "v", "", AE_DTYPE_BF16, AE_CLASS_DENSE, 0, BED_BIG_N },
+                { "big", "v", "", AE_DTYPE_BF16, AE_CLASS_DENSE, 0, big_n },
                 { "fixed", "v", "", AE_DTYPE_BF16, AE_CLASS_DENSE, 1, BED_FIXED_N },
                 { "tied", "v", "w", AE_DTYPE_BF16, AE_CLASS_DENSE, 0, BED_W_N },
         };
@@ -402,7 +480,7 @@ void bed_register_init(struct bed_worker *worker, void (*change)(Autoep__Model *
 
         assert_non_null(message);
         autoep__register__init(message);
-        message->model = make_model(change);
+        message->model = make_model(worker->bed->big_n, change);
         if (len == BED_INIT_RIGHT)
                 len = init_len(message->model);
         if (worker->rank == 0) {
@@ -442,10 +520,10 @@ struct ae_job *bed_job(const struct bed *bed, uint32_t node)
                                                                             link);
 }
 
-struct bed *bed_new_live(uint32_t n_nodes)
+void bed_go_live(struct bed *bed)
 {
-        struct bed *bed = bed_new(n_nodes, AE_GIB);
         struct bed_worker *worker = NULL;
+        uint32_t n_nodes = bed->n_nodes;
 
         for (uint32_t i = 0; i < n_nodes; i++) {
                 assert_int_equal(bed_rank(bed, i, i, n_nodes, &worker), 0);
@@ -458,5 +536,12 @@ struct bed *bed_new_live(uint32_t n_nodes)
                 assert_int_equal(bed_job(bed, i)->state, AE_JOB_LIVE);
         }
         assert_int_equal(bed->n_refused, 0);
+}
+
+struct bed *bed_new_live(uint32_t n_nodes)
+{
+        struct bed *bed = bed_new(n_nodes, AE_GIB);
+
+        bed_go_live(bed);
         return bed;
 }

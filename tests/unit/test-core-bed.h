@@ -32,17 +32,34 @@ struct bed_node {
         uint32_t node;
 };
 
+/* Memory of node @owner into which node @peer may put. */
+struct bed_grant {
+        struct ae_region *region; /* borrowed */
+        uint64_t off, len;
+        uint32_t owner, peer;
+        bool live;
+};
+
+/* A direction of the connection of two nodes. */
+struct bed_line {
+        bool up;
+        uint32_t generation; /* grows whenever it comes up */
+};
+
 struct bed {
         uint32_t n_nodes;
         struct bed_node nodes[BED_NODES_MAX];
+        struct bed_line lines[BED_NODES_MAX][BED_NODES_MAX];
+        struct bed_grant *grants; /* owned; a key names one by its index */
+        uint32_t n_grants;
+        uint64_t big_n;        /* elements of big; BED_BIG_N unless changed before ranks register */
+        bool stopped;          /* bed_run() does nothing: the test steps */
         struct bed_worker workers[BED_WORKERS_MAX];
         uint32_t n_workers;
         struct ae_list events; /* struct event of test-core-bed.c */
         uint64_t now_ns;
         uint32_t n_done;       /* events worked off, to see that nothing happened */
         uint32_t n_refused;    /* messages of cores that cores refused */
-        bool *revoked;         /* owned; per grant */
-        uint64_t n_grants;
         char log[1024];        /* the last line */
 };
 
@@ -58,6 +75,13 @@ struct bed *bed_new(uint32_t n_nodes, uint64_t memory_len);
 /* All workers go, all cores are freed. Returns NULL. */
 struct bed *bed_free(struct bed *bed);
 void bed_run(struct bed *bed);
+/* The key of a grant, as its peer has been told. */
+struct ae_net_key bed_key(uint32_t grant);
+/* Works off one event; false when there is none. */
+bool bed_step(struct bed *bed);
+/* The connection of two nodes breaks, with what is under way on it; or is there again. */
+void bed_cut(struct bed *bed, uint32_t a, uint32_t b);
+void bed_join(struct bed *bed, uint32_t a, uint32_t b);
 /* Time passes: a tick on all nodes. */
 void bed_tick(struct bed *bed, uint64_t ns);
 
@@ -80,5 +104,7 @@ struct ae_job *bed_job(const struct bed *bed, uint32_t node);
 
 /* A job of one rank a node that is live. */
 struct bed *bed_new_live(uint32_t n_nodes);
+/* The same of a bed without ranks. */
+void bed_go_live(struct bed *bed);
 /* A message as from @from at @to. */
 int bed_inject(struct bed *bed, uint32_t from, uint32_t to, const void *data, size_t len);
