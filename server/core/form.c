@@ -451,8 +451,11 @@ void ae_form_tick(struct ae_job *job)
                         ae_form_show(job, waiting.text);
                 return;
         }
-        if (job->state == AE_JOB_FORMING)
+        if (job->state == AE_JOB_FORMING) {
                 ae_start_maybe(job);
+                if (job->state != AE_JOB_FORMING)
+                        return; /* its Start is still on its way, to this node too */
+        }
         if (core->now_ns - job->waiting_sent_ns < WAITING_EVERY_NS)
                 return;
         job->waiting_sent_ns = core->now_ns;

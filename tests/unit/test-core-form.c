@@ -330,6 +330,26 @@ static void test_lost_rank(void **state)
         bed_free(bed);
 }
 
+/* The job waits for nothing but a node; with it the wait's text is due and the job starts. */
+static void test_node_comes_last(void **state)
+{
+        static const uint64_t late_ns = 300 * UINT64_C(1000000);
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        bed_cut(bed, 0, 1);
+        assert_int_equal(bed_rank(bed, 0, 0, 1, &worker), 0);
+        bed_register(worker, NULL);
+        bed_tick(bed, late_ns);
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_FORMING);
+        bed_join(bed, 0, 1);
+        bed_tick(bed, late_ns);
+        assert_int_equal(worker->type, AE_CONTROL_REGISTERED);
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_LIVE);
+        bed_free(bed);
+}
+
 static void test_wrong_messages(void **state)
 {
         static const uint32_t types[] = { AE_CONTROL_HELLO, AE_CONTROL_HELLO_OK, AE_CONTROL_DONE,
@@ -365,6 +385,7 @@ int main(void)
                 cmocka_unit_test(test_record_too_long),
                 cmocka_unit_test(test_ranks_differ),
                 cmocka_unit_test(test_lost_rank),
+                cmocka_unit_test(test_node_comes_last),
                 cmocka_unit_test(test_wrong_messages),
         };
 
