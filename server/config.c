@@ -274,7 +274,7 @@ static int read_flags(struct ae_config *config, int argc, char **argv, bool *ret
         int option;
         int r = 0;
 
-        optind = 1;
+        optind = 0; /* glibc: start anew */
         while (r == 0 && (option = next_flag(argc, argv)) != -1) {
                 if (option == '?')
                         return ae_fail(AE_EINVAL, "see autoepd --help");
@@ -295,7 +295,7 @@ static int read_first(struct ae_config *config, int argc, char **argv)
         int r;
 
         opterr = 0;
-        optind = 1;
+        optind = 0; /* glibc: start anew */
         while ((option = next_flag(argc, argv)) != -1) {
                 if (option == OPT_HELP || option == OPT_VERSION) {
                         if (option == OPT_HELP)
