@@ -233,8 +233,10 @@ void ae_run_child_kill(struct ae_run_child *child, int signal)
 {
         if (!child->live)
                 return;
+        /* A stopped one would not notice. Not after it: a leak sanitizer at the child's end stops
+         * the process by ptrace(2), and a late SIGCONT would take that stop away. */
+        (void)kill(-child->pid, SIGCONT);
         (void)kill(-child->pid, signal);
-        (void)kill(-child->pid, SIGCONT); /* a stopped one would not notice */
 }
 
 void ae_run_child_deinit(struct ae_run_child *child)

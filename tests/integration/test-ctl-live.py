@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SCHEMA = ROOT / "client" / "ctl" / "SCHEMA.md"
 VERSION = int(re.search(r"#define AE_WIRE_VERSION (\d+)",
                         (ROOT / "proto" / "wire" / "wire.h").read_text())[1])
-DEADLINE = 30
+DEADLINE = 60
 WORLD = 4
 FRAME = struct.Struct("<IHH") # struct ae_control_frame
 CTL_REQUEST = 11
@@ -156,8 +156,8 @@ class Case(unittest.TestCase):
     # ---- asking
 
     def ctl(self, *words, node=0):
-        return subprocess.run([CTL, "-s", self.sockets[node], *words], capture_output=True,
-                              text=True, timeout=DEADLINE, check=False)
+        return subprocess.run([CTL, "-s", self.sockets[node], "-T", str(DEADLINE), *words],
+                              capture_output=True, text=True, timeout=2 * DEADLINE, check=False)
 
     def ask(self, *words, node=0, code=0):
         """The reply, checked against the schema."""
