@@ -291,6 +291,7 @@ static const struct stat_row {
         STAT("workers", n_workers, "count", "Processes attached to this daemon."),
         STAT("peers_up", n_peers_up, "count", "Other daemons that are connected."),
         STAT("memory_used", core.memory_len, "bytes", "Memory of all jobs."),
+        STAT("memory_tables", core.tables_len, "bytes", "The daemon's own tables, beside that."),
         STAT("messages_sent", core.msgs_sent, "count", "Messages to other daemons."),
         STAT("messages_received", core.msgs_received, "count", "Messages from other daemons."),
         STAT("message_bytes_sent", net.msg_bytes_sent, "bytes", "Bytes of messages sent."),

@@ -244,6 +244,7 @@ static void put_memory(struct ae_inspect_query *query)
         ae_json_key(json, "memory");
         ae_json_object_begin(json);
         ae_inspect_put_u64(json, "used", stats.memory_len);
+        ae_inspect_put_u64(json, "tables", stats.tables_len);
         if (query->core->options.memory_len > INT64_MAX)
                 ae_inspect_put_null(json, "limit");
         else

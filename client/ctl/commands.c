@@ -21,6 +21,7 @@ static const struct ae_ctl_column status_fields[] = {
         { "health", "health", AE_CTL_STATE, false },
         { "why", "why", AE_CTL_TEXT, true },
         { "memory", "memory.used", AE_CTL_SIZE, false },
+        { "tables", "memory.tables", AE_CTL_SIZE, false },
         { "limit", "memory.limit", AE_CTL_SIZE, true },
 };
 

@@ -17,17 +17,20 @@
 struct ae_pool {
         struct ae_list free;
         size_t size;
+        size_t len; /* bytes of all its objects, taken or not */
 };
 
 static inline void ae_pool_init(struct ae_pool *pool, size_t size)
 {
         ae_list_init(&pool->free);
         pool->size = size;
+        pool->len = 0;
 }
 
 /* Several at a time, so that a pool that has seen some of its load seldom comes here again. */
 static inline void ae_pool_grow(struct ae_pool *pool)
 {
+        pool->len += AE_POOL_GROW * pool->size;
         for (int i = 0; i < AE_POOL_GROW; i++) {
                 struct ae_list *object = malloc(pool->size);
 

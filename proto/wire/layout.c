@@ -82,6 +82,20 @@ struct ae_layout *ae_layout_free(struct ae_layout *layout)
         return NULL;
 }
 
+uint64_t ae_layout_memory(const struct ae_layout *layout)
+{
+        const struct ae_layout_full *full = ae_layout_full(layout);
+
+        return sizeof(*full) + layout->n_tensors * (uint64_t)sizeof(*layout->tensors) +
+               layout->n_units * (sizeof(*layout->units) + sizeof(*full->unit_digests)) +
+               layout->n_segments * (uint64_t)sizeof(*layout->segments) +
+               layout->n_slices * (uint64_t)sizeof(*layout->slices) +
+               layout->n_tensors * 2 * (uint64_t)sizeof(uint32_t) +
+               layout->n_nodes * 2 * (uint64_t)sizeof(uint64_t) +
+               (full->tensor_names.mask + 1 + (uint64_t)full->unit_names.mask + 1) *
+                       sizeof(struct ae_layout_name);
+}
+
 uint32_t ae_layout_find_tensor(const struct ae_layout *layout, const char *name)
 {
         return ae_layout_names_find(&ae_layout_full(layout)->tensor_names, name);

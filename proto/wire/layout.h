@@ -149,6 +149,7 @@ struct ae_layout {
 int ae_layout_new(const struct ae_tensor_spec *specs, uint32_t n_specs, uint32_t n_nodes,
                   struct ae_layout **ret_layout);
 struct ae_layout *ae_layout_free(struct ae_layout *layout); /* returns NULL */
+uint64_t ae_layout_memory(const struct ae_layout *layout);  /* bytes of the table, without names */
 
 /* Index or AE_LAYOUT_NONE; by hash, O(1). */
 uint32_t ae_layout_find_tensor(const struct ae_layout *layout, const char *name);

@@ -55,7 +55,7 @@ static void make_runs(struct ae_job *job)
                         cap += layout->segments[layout->slices[job->owned[i].slice].segment]
                                        .n_tensors;
         }
-        job->runs = ae_core_alloc(cap, sizeof(*job->runs));
+        job->runs = ae_table_new(job->core, cap, sizeof(*job->runs));
         for (uint32_t i = 0; i < job->n_owned; i++) {
                 const struct ae_layout_segment *segment =
                         &layout->segments[layout->slices[job->owned[i].slice].segment];
@@ -65,13 +65,14 @@ static void make_runs(struct ae_job *job)
         }
         qsort(job->runs, job->n_runs, sizeof(*job->runs), compare_runs);
         cap = job->n_runs + ae_div_up(layout->node_state_n[job->core->options.node], TASK_N) + 1;
-        job->step_runs = ae_core_alloc(cap, sizeof(*job->step_runs));
+        job->step_runs = ae_table_new(job->core, cap, sizeof(*job->step_runs));
 }
 
 static void make_buffers(struct ae_job *job)
 {
         const struct ae_layout *layout = job->layout;
         size_t bits = 0;
+        size_t counts_len;
 
         for (uint32_t t = 0; t < layout->n_tensors; t++) {
                 if (layout->tensors[t].class == AE_CLASS_BUFFER && layout->tensors[t].home == t)
@@ -81,12 +82,12 @@ static void make_buffers(struct ae_job *job)
         if (job->n_buffer_counts > AE_WIRE_MAX_COUNTS)
                 job->n_buffer_counts = 0; /* too many to be load counts: balancing is refused */
         bits = (size_t)job->n_local_groups * layout->n_units;
-        job->counts = ae_core_alloc(job->n_buffer_counts, sizeof(*job->counts));
-        job->end = ae_core_alloc(1, sizeof(*job->end) + bits / 8 + 1);
-        job->vote = ae_core_alloc(1, sizeof(*job->vote) + job->n_buffer_counts * sizeof(uint64_t));
+        counts_len = job->n_buffer_counts * sizeof(uint64_t);
+        job->counts = ae_table_new(job->core, job->n_buffer_counts, sizeof(*job->counts));
+        job->end = ae_table_new(job->core, 1, sizeof(*job->end) + bits / 8 + 1);
+        job->vote = ae_table_new(job->core, 1, sizeof(*job->vote) + counts_len);
         if (ae_core_is_decider(job->core))
-                job->prepare = ae_core_alloc(1, sizeof(*job->prepare) +
-                                                        job->n_buffer_counts * sizeof(uint64_t));
+                job->prepare = ae_table_new(job->core, 1, sizeof(*job->prepare) + counts_len);
 }
 
 int ae_apply_new(struct ae_job *job)
@@ -95,11 +96,11 @@ int ae_apply_new(struct ae_job *job)
 
         make_runs(job);
         make_buffers(job);
-        job->stepped = ae_core_alloc(job->layout->n_units, sizeof(*job->stepped));
-        job->steps = ae_core_alloc(n, sizeof(*job->steps));
-        job->adamw = ae_core_alloc(n, sizeof(*job->adamw));
-        job->sgd = ae_core_alloc(n, sizeof(*job->sgd));
-        job->absent = ae_core_alloc(n, sizeof(*job->absent));
+        job->stepped = ae_table_new(job->core, job->layout->n_units, sizeof(*job->stepped));
+        job->steps = ae_table_new(job->core, n, sizeof(*job->steps));
+        job->adamw = ae_table_new(job->core, n, sizeof(*job->adamw));
+        job->sgd = ae_table_new(job->core, n, sizeof(*job->sgd));
+        job->absent = ae_table_new(job->core, n, sizeof(*job->absent));
         ae_owner_reset(job);
         return 0;
 }
@@ -110,16 +111,16 @@ void ae_apply_free(struct ae_job *job)
 
         while ((entry = ae_list_pop(&job->applies)))
                 ae_pool_give(&job->core->tasks, entry);
-        free(job->runs);
-        free(job->step_runs);
-        free(job->stepped);
-        free(job->steps);
-        free(job->adamw);
-        free(job->sgd);
-        free(job->absent);
-        free(job->end);
-        free(job->vote);
-        free(job->prepare);
+        ae_table_free(job->core, job->runs);
+        ae_table_free(job->core, job->step_runs);
+        ae_table_free(job->core, job->stepped);
+        ae_table_free(job->core, job->steps);
+        ae_table_free(job->core, job->adamw);
+        ae_table_free(job->core, job->sgd);
+        ae_table_free(job->core, job->absent);
+        ae_table_free(job->core, job->end);
+        ae_table_free(job->core, job->vote);
+        ae_table_free(job->core, job->prepare);
 }
 
 /* ---- scalars ---------------------------------------------------------------------------- */

@@ -30,15 +30,15 @@ int ae_cache_new(struct ae_job *job)
 {
         const struct ae_layout *layout = job->layout;
 
-        job->slots = ae_core_alloc(job->n_slots, sizeof(*job->slots));
-        job->units = ae_core_alloc(layout->n_units, sizeof(*job->units));
-        job->updated = ae_core_alloc(layout->n_units, sizeof(*job->updated));
-        job->here = ae_core_alloc(layout->n_slices / 8 + 1, 1);
+        job->slots = ae_table_new(job->core, job->n_slots, sizeof(*job->slots));
+        job->units = ae_table_new(job->core, layout->n_units, sizeof(*job->units));
+        job->updated = ae_table_new(job->core, layout->n_units, sizeof(*job->updated));
+        job->here = ae_table_new(job->core, layout->n_slices / 8 + 1, 1);
         job->n_fetches = layout->n_units + 256;
-        job->fetches = ae_core_alloc(job->n_fetches, sizeof(*job->fetches));
+        job->fetches = ae_table_new(job->core, job->n_fetches, sizeof(*job->fetches));
         job->cap_order = 4 * layout->n_units + 64;
-        job->order = ae_core_alloc(job->cap_order, sizeof(*job->order));
-        job->next_order = ae_core_alloc(job->cap_order, sizeof(*job->next_order));
+        job->order = ae_table_new(job->core, job->cap_order, sizeof(*job->order));
+        job->next_order = ae_table_new(job->core, job->cap_order, sizeof(*job->next_order));
         for (uint32_t u = 0; u < layout->n_units; u++) {
                 struct ae_cache_unit *unit = &job->units[u];
 
@@ -58,30 +58,28 @@ int ae_cache_new(struct ae_job *job)
         return 0;
 }
 
-static void drop_waiters(struct ae_list *waiters)
+static void drop_waiters(struct ae_job *job, struct ae_list *waiters)
 {
-        struct ae_waiter *waiter;
+        struct ae_list *entry;
 
-        ae_list_for_each_safe(waiter, waiters, link) {
-                ae_list_unlink(&waiter->link);
-                free(waiter);
-        }
+        while ((entry = ae_list_pop(waiters)))
+                ae_pool_give(&job->core->waiters, entry);
 }
 
 void ae_cache_free(struct ae_job *job)
 {
         for (uint32_t u = 0; job->units && u < job->layout->n_units; u++)
-                drop_waiters(&job->units[u].waiters);
+                drop_waiters(job, &job->units[u].waiters);
         for (uint32_t i = 0; i < job->n_fetches; i++)
-                drop_waiters(&job->fetches[i].waiters);
-        drop_waiters(&job->ranges);
-        free(job->slots);
-        free(job->units);
-        free(job->updated);
-        free(job->here);
-        free(job->fetches);
-        free(job->order);
-        free(job->next_order);
+                drop_waiters(job, &job->fetches[i].waiters);
+        drop_waiters(job, &job->ranges);
+        ae_table_free(job->core, job->slots);
+        ae_table_free(job->core, job->units);
+        ae_table_free(job->core, job->updated);
+        ae_table_free(job->core, job->here);
+        ae_table_free(job->core, job->fetches);
+        ae_table_free(job->core, job->order);
+        ae_table_free(job->core, job->next_order);
 }
 
 /* ---- slots ------------------------------------------------------------------------------ */
@@ -256,12 +254,7 @@ static void push_want(struct ae_job *job, uint32_t node, const struct ae_wire_wa
                 uint32_t cap = AE_MIN(AE_MAX(2 * peer->cap_wants, 8u), (uint32_t)WANTS_MAX);
                 size_t size = sizeof(*peer->want) + cap * sizeof(peer->want->items[0]);
 
-                if (!peer->want)
-                        peer->want = ae_core_alloc(1, size);
-                else
-                        peer->want = realloc(peer->want, size);
-                if (!peer->want)
-                        abort();
+                peer->want = ae_table_grow(job->core, peer->want, size);
                 peer->cap_wants = cap;
         }
         memcpy(&peer->want->items[peer->want->n_items], item, sizeof(*item));
@@ -375,7 +368,8 @@ static void answer(struct ae_worker *worker, uint64_t token, int status, const s
 
         if (status == 0) {
                 if (!worker->pins)
-                        worker->pins = ae_core_alloc(job->n_slots, sizeof(*worker->pins));
+                        worker->pins = ae_table_new(worker->core, job->n_slots,
+                                                    sizeof(*worker->pins));
                 job->slots[slot].n_pins++;
                 worker->pins[slot]++;
                 worker->n_pins++;
@@ -689,7 +683,7 @@ static void forget(struct ae_list *waiters, const struct ae_worker *worker)
         ae_list_for_each_safe(waiter, waiters, link) {
                 if (waiter->worker == worker) {
                         ae_list_unlink(&waiter->link);
-                        free(waiter);
+                        ae_pool_give(&worker->core->waiters, waiter);
                 }
         }
 }

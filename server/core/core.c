@@ -9,6 +9,7 @@
 #include "server/core/job.h"
 
 #include <assert.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,36 @@ struct loop_msg {
         size_t len, cap;
         char data[];
 };
+
+void *ae_table_new(struct ae_core *core, size_t n, size_t size)
+{
+        void *table = ae_core_alloc(n, size);
+
+        core->tables_len += malloc_usable_size(table);
+        return table;
+}
+
+void *ae_table_grow(struct ae_core *core, void *table, size_t len)
+{
+        if (!table)
+                return ae_table_new(core, 1, len);
+        core->tables_len -= malloc_usable_size(table);
+        table = realloc(table, len);
+        if (!table)
+                abort();
+        core->tables_len += malloc_usable_size(table);
+        return table;
+}
+
+void *ae_table_free(struct ae_core *core, void *table)
+{
+        size_t len = malloc_usable_size(table);
+
+        assert(len <= core->tables_len);
+        core->tables_len -= len;
+        free(table);
+        return NULL;
+}
 
 void *ae_core_alloc(size_t n, size_t size)
 {
@@ -35,7 +66,7 @@ int ae_core_new(const struct ae_core_options *options, struct ae_core **ret_core
         if (!core)
                 return ae_fail(AE_ENOMEM, "no memory for the core");
         core->options = *options;
-        core->peers = ae_core_alloc(options->n_nodes, sizeof(*core->peers));
+        core->peers = ae_table_new(core, options->n_nodes, sizeof(*core->peers));
         core->peers[options->node].up = true;
         core->peers[options->node].incarnation = options->incarnation;
         ae_list_init(&core->jobs);
@@ -85,7 +116,8 @@ struct ae_core *ae_core_free(struct ae_core *core)
         ae_pool_deinit(&core->flow_msgs);
         for (uint32_t node = 0; node < core->options.n_nodes; node++)
                 free(core->peers[node].data);
-        free(core->peers);
+        ae_table_free(core, core->peers);
+        assert(core->tables_len == 0);
         free(core);
         return NULL;
 }
@@ -108,8 +140,19 @@ void ae_core_log(struct ae_core *core, int level, const char *format, ...)
 
 void ae_core_stats(const struct ae_core *core, struct ae_core_stats *ret_stats)
 {
+        const struct ae_job *job;
+
         *ret_stats = core->stats;
         ret_stats->memory_len = core->memory_len;
+        ret_stats->tables_len = core->tables_len + core->tasks.len + core->cookies.len +
+                                core->pieces.len + core->sends.len + core->serves.len +
+                                core->waiters.len + core->flow_msgs.len;
+        ae_list_for_each(job, &core->jobs, link) {
+                ret_stats->tables_len += (job->cache_free.cap + job->overflow_free.cap) *
+                                         sizeof(struct ae_extent);
+                if (job->layout)
+                        ret_stats->tables_len += ae_layout_memory(job->layout);
+        }
 }
 
 /* ---- jobs ------------------------------------------------------------------------------- */

@@ -131,6 +131,8 @@ struct ae_core_stats {
         uint64_t msgs_sent, msgs_received; /* without those to itself */
         uint64_t puts_sent, put_bytes_sent;
         uint64_t memory_len;               /* bytes of all regions, planned */
-        uint64_t tables_len;               /* bytes of the core's own tables */
+        /* Bytes of the core's own tables, layouts and pools; without models and what a get, a put
+         * or a message kept for later takes for a while. */
+        uint64_t tables_len;
 };
 void ae_core_stats(const struct ae_core *core, struct ae_core_stats *ret_stats);

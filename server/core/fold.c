@@ -32,8 +32,8 @@ int ae_fold_new(struct ae_job *job)
 {
         const struct ae_layout *layout = job->layout;
 
-        job->sums =
-                ae_core_alloc((size_t)job->n_local_groups * layout->n_units, sizeof(*job->sums));
+        job->sums = ae_table_new(job->core, (size_t)job->n_local_groups * layout->n_units,
+                                 sizeof(*job->sums));
         for (uint32_t g = 0; g < job->n_local_groups; g++) {
                 for (uint32_t u = 0; u < layout->n_units; u++) {
                         struct ae_sum *sum = ae_job_sum(job, g, u);
@@ -43,10 +43,11 @@ int ae_fold_new(struct ae_job *job)
                         sum->unit = u;
                         sum->n_uses = job->n_uses[u];
                         sum->n_lanes = job->groups[job->local_groups[g]].n_ranks * sum->n_uses;
-                        sum->lane_micro = ae_core_alloc(sum->n_lanes, sizeof(*sum->lane_micro));
+                        sum->lane_micro = ae_table_new(job->core, sum->n_lanes,
+                                                       sizeof(*sum->lane_micro));
                         sum->n_open = sum->n_lanes;
                         sum->n_cells = ae_u32(ae_div_up(layout->units[u].n_grad, AE_LOCAL_PIECE_N));
-                        sum->cells = ae_core_alloc(sum->n_cells, sizeof(*sum->cells));
+                        sum->cells = ae_table_new(job->core, sum->n_cells, sizeof(*sum->cells));
                         for (uint32_t c = 0; c < sum->n_cells; c++) {
                                 sum->cells[c].sum = sum;
                                 sum->cells[c].index = c;
@@ -59,7 +60,7 @@ int ae_fold_new(struct ae_job *job)
                 struct ae_job_peer *peer = &job->peers[node];
                 uint32_t slots = job->model->message->slots;
 
-                peer->free_slots = ae_core_alloc(slots, sizeof(*peer->free_slots));
+                peer->free_slots = ae_table_new(job->core, slots, sizeof(*peer->free_slots));
                 for (peer->n_free = 0; peer->n_free < slots; peer->n_free++)
                         peer->free_slots[peer->n_free] = slots - 1 - peer->n_free;
         }
@@ -75,17 +76,17 @@ void ae_fold_free(struct ae_job *job)
                         struct ae_list *entry;
 
                         while ((entry = ae_list_pop(&job->sums[i].cells[c].pending)))
-                                free(ae_list_entry(entry, struct ae_piece, link));
+                                ae_pool_give(&job->core->pieces, entry);
                 }
-                free(job->sums[i].cells);
-                free(job->sums[i].lane_micro);
+                ae_table_free(job->core, job->sums[i].cells);
+                ae_table_free(job->core, job->sums[i].lane_micro);
         }
-        free(job->sums);
+        ae_table_free(job->core, job->sums);
         for (uint32_t node = 0; job->peers && node < job->core->options.n_nodes; node++) {
                 struct ae_list *entry;
 
                 while ((entry = ae_list_pop(&job->peers[node].sends)))
-                        free(ae_list_entry(entry, struct ae_send, link));
+                        ae_pool_give(&job->core->sends, entry);
         }
 }
 
@@ -129,11 +130,11 @@ static void push_order(struct ae_worker *worker, struct ae_piece *piece)
 {
         if (worker->order_tail - worker->order_head == worker->order_cap) {
                 uint32_t cap = AE_MAX(2 * worker->order_cap, 64u);
-                struct ae_piece **order = ae_core_alloc(cap, sizeof(struct ae_piece *));
+                struct ae_piece **order = ae_table_new(worker->core, cap, sizeof(*order));
 
                 for (uint32_t i = worker->order_head; i != worker->order_tail; i++)
                         order[i % cap] = worker->order[i % worker->order_cap];
-                free(worker->order);
+                ae_table_free(worker->core, worker->order);
                 worker->order = order;
                 worker->order_cap = cap;
         }

@@ -263,7 +263,7 @@ int ae_core_worker_new(struct ae_core *core, const struct ae_worker_spec *spec,
                 r = check_rank_free(job, spec->hello->rank);
         if (r < 0)
                 return r;
-        worker = ae_core_alloc(1, sizeof(*worker));
+        worker = ae_table_new(core, 1, sizeof(*worker));
         worker->core = core;
         worker->job = job;
         worker->session = spec->session;

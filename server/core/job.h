@@ -450,6 +450,7 @@ struct ae_core {
         uint64_t now_ns;
         uint32_t next_job;
         uint64_t memory_len;      /* of all jobs */
+        size_t tables_len;        /* of all tables, see ae_table_new() */
         uint32_t next_token;
         struct ae_core_stats stats;
 };
@@ -485,8 +486,13 @@ void ae_worker_wake(struct ae_worker *worker);
 void ae_early_msg(struct ae_list *list, uint32_t job, uint32_t node, const void *data, size_t len);
 void ae_early_note(struct ae_list *list, uint32_t node, uint64_t note, uint64_t off, uint64_t len);
 void ae_early_play(struct ae_core *core, struct ae_list *list, uint32_t job);
-/* Aborts on failure: the core's own small tables, made while a job forms or first grows. */
+/* Aborts on failure: what an event or a request needs for a while. Freed by free(). */
 void *ae_core_alloc(size_t n, size_t size);
+/* The same for tables, which live as long as a job, a worker or the core: their bytes are counted.
+ * New ones are zeroed, what one grows by isn't. NULL may be freed, and grown to a new one. */
+void *ae_table_new(struct ae_core *core, size_t n, size_t size);
+void *ae_table_grow(struct ae_core *core, void *table, size_t len);
+void *ae_table_free(struct ae_core *core, void *table); /* returns NULL */
 
 /* ---- check.c ---------------------------------------------------------------------------- */
 

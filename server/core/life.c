@@ -36,7 +36,7 @@ void ae_job_move(struct ae_job *job, enum ae_job_state to)
 struct ae_job *ae_job_new(struct ae_core *core, const char *name, uint32_t world,
                               const char *token, uint32_t uid)
 {
-        struct ae_job *job = ae_core_alloc(1, sizeof(*job));
+        struct ae_job *job = ae_table_new(core, 1, sizeof(*job));
 
         job->core = core;
         job->name = strdup(name);
@@ -48,7 +48,7 @@ struct ae_job *ae_job_new(struct ae_core *core, const char *name, uint32_t world
         job->id = AE_WIRE_NONE;
         job->epoch = 1;
         job->n_present = AE_WIRE_NONE;
-        job->members = ae_core_alloc(world, sizeof(*job->members));
+        job->members = ae_table_new(core, world, sizeof(*job->members));
         ae_list_init(&job->unsent);
         ae_list_init(&job->early);
         ae_list_init(&job->applies);
@@ -70,16 +70,16 @@ static void free_peers(struct ae_job *job)
         for (uint32_t i = 0; job->peers && i < job->core->options.n_nodes; i++) {
                 struct ae_job_peer *peer = &job->peers[i];
 
-                free(peer->xin);
-                free(peer->free_slots);
-                free(peer->arrived);
-                free(peer->credit);
-                free(peer->scattered);
-                free(peer->vote);
-                free(peer->want);
-                free(peer->own_xin);
+                ae_table_free(job->core, peer->xin);
+                ae_table_free(job->core, peer->free_slots);
+                ae_table_free(job->core, peer->arrived);
+                ae_table_free(job->core, peer->credit);
+                ae_table_free(job->core, peer->scattered);
+                ae_table_free(job->core, peer->vote);
+                ae_table_free(job->core, peer->want);
+                ae_table_free(job->core, peer->own_xin);
         }
-        free(job->peers);
+        ae_table_free(job->core, job->peers);
 }
 
 bool ae_job_has_workers(const struct ae_job *job)
@@ -116,23 +116,23 @@ void ae_job_release(struct ae_job *job)
         ae_memory_free(job); /* revokes what the peers were granted */
         free_peers(job);
         for (uint32_t i = 0; i < job->n_groups; i++)
-                free(job->groups[i].ranks);
-        free(job->groups);
-        free(job->group_index);
-        free(job->locals);
-        free(job->n_uses);
-        free(job->rank_node);
-        free(job->rank_local);
+                ae_table_free(job->core, job->groups[i].ranks);
+        ae_table_free(job->core, job->groups);
+        ae_table_free(job->core, job->group_index);
+        ae_table_free(job->core, job->locals);
+        ae_table_free(job->core, job->n_uses);
+        ae_table_free(job->core, job->rank_node);
+        ae_table_free(job->core, job->rank_local);
         for (uint32_t rank = 0; rank < job->world; rank++)
                 free(job->members[rank].pause_why);
-        free(job->members);
-        free(job->counts);
+        ae_table_free(job->core, job->members);
+        ae_table_free(job->core, job->counts);
         ae_layout_free(job->layout);
         ae_model_free(job->model);
         ae_model_free(job->offer);
         free(job->name);
         free(job->token);
-        free(job);
+        ae_table_free(job->core, job);
 }
 
 /* ---- failing ---------------------------------------------------------------------------- */
@@ -224,9 +224,8 @@ void ae_form_left(struct ae_job *job, uint32_t rank)
 /* Tasks and peers may still be at a rank's rings: they stay until the job is freed. */
 static void bury(struct ae_job *job, struct ae_region *region)
 {
-        job->buried = realloc(job->buried, (job->n_buried + 1) * sizeof(struct ae_region *));
-        if (!job->buried)
-                abort();
+        job->buried = ae_table_grow(job->core, job->buried,
+                                    (job->n_buried + 1) * sizeof(struct ae_region *));
         job->buried[job->n_buried++] = region;
 }
 
@@ -247,12 +246,12 @@ static void free_worker(struct ae_worker *worker, struct ae_job *job)
                 free(worker->init);
         }
         ae_model_free(worker->model);
-        free(worker->order);
-        free(worker->pins);
-        free(worker->step);
-        free(worker->flows);
-        free(worker->flow_in);
-        free(worker);
+        ae_table_free(worker->core, worker->order);
+        ae_table_free(worker->core, worker->pins);
+        ae_table_free(worker->core, worker->step);
+        ae_table_free(worker->core, worker->flows);
+        ae_table_free(worker->core, worker->flow_in);
+        ae_table_free(worker->core, worker);
 }
 
 void ae_core_worker_gone(struct ae_worker *worker, const char *text)

@@ -287,7 +287,7 @@ void ae_memory_free(struct ae_job *job)
         }
         for (uint32_t i = 0; i < job->n_buried; i++)
                 options->ops->region_free(options->user, job->buried[i]);
-        free(job->buried);
+        ae_table_free(job->core, job->buried);
         ae_extents_deinit(&job->cache_free);
         ae_extents_deinit(&job->overflow_free);
         job->core->memory_len -= job->memory_len;
@@ -321,8 +321,8 @@ int ae_memory_worker(struct ae_worker *worker)
         xin->slots_off =
                 ae_align_up(sizeof(*xin) + job->world * sizeof(struct ae_local_xflow), 4096);
         ((struct ae_local_page *)worker->page->base)->xout_len = out.len;
-        worker->flows = ae_core_alloc(job->world, sizeof(*worker->flows));
-        worker->flow_in = ae_core_alloc(job->world, sizeof(*worker->flow_in));
+        worker->flows = ae_table_new(job->core, job->world, sizeof(*worker->flows));
+        worker->flow_in = ae_table_new(job->core, job->world, sizeof(*worker->flow_in));
         for (uint32_t rank = 0; rank < job->world; rank++)
                 ae_list_init(&worker->flows[rank].pending);
         return 0;
@@ -364,7 +364,7 @@ int ae_memory_grant(struct ae_job *job, uint32_t node)
         uint64_t slots = job->model->message->slots;
         int r;
 
-        peer->own_xin = ae_core_alloc(job->n_local, sizeof(*peer->own_xin));
+        peer->own_xin = ae_table_new(job->core, job->n_local, sizeof(*peer->own_xin));
         r = grant(job, node, job->params, job->page->cache_off, job->page->cache_len, &cache,
                   &peer->own_cache);
         if (r < 0)
@@ -409,7 +409,7 @@ void ae_memory_granted(struct ae_job *job, uint32_t node, const Autoep__Grants *
         sound = take_key(grants->cache, &peer->cache) && take_key(grants->inbox, &peer->inbox) &&
                 grants->n_xin == peer->n_ranks && grants->slot_len == job->slot_len &&
                 !peer->granted;
-        peer->xin = ae_core_alloc(peer->n_ranks, sizeof(*peer->xin));
+        peer->xin = ae_table_new(job->core, peer->n_ranks, sizeof(*peer->xin));
         for (uint32_t i = 0; sound && i < peer->n_ranks; i++)
                 sound = take_key(grants->xin[i], &peer->xin[i]);
         if (!sound) {

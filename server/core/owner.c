@@ -24,7 +24,7 @@ static void new_parts(struct ae_job *job, struct ae_owned *owned, uint64_t n)
 {
         assert(job->part_n % AE_OPS_NORM_BLOCK == 0);
         owned->n_parts = ae_u32(ae_div_up(n, job->part_n));
-        owned->parts = ae_core_alloc(owned->n_parts, sizeof(*owned->parts));
+        owned->parts = ae_table_new(job->core, owned->n_parts, sizeof(*owned->parts));
 }
 
 /* The owned slices stand in the order of the layout, so those of a unit lie together. */
@@ -32,7 +32,8 @@ static void index_units(struct ae_job *job)
 {
         uint32_t n = 0;
 
-        job->owned_of_unit = ae_core_alloc(job->layout->n_units + 1, sizeof(*job->owned_of_unit));
+        job->owned_of_unit = ae_table_new(job->core, job->layout->n_units + 1,
+                                          sizeof(*job->owned_of_unit));
         for (uint32_t unit = 0; unit < job->layout->n_units; unit++) {
                 job->owned_of_unit[unit] = n;
                 while (n < job->n_owned && job->owned[n].unit == unit)
@@ -51,10 +52,11 @@ int ae_owner_new(struct ae_job *job)
         if (layout->n_slices >= AE_WIRE_MAX_SLICES)
                 return ae_fail(AE_EOVERFLOW, "%u slices, the limit is %u", layout->n_slices,
                                AE_WIRE_MAX_SLICES);
-        job->owned_of_slice = ae_core_alloc(layout->n_slices, sizeof(*job->owned_of_slice));
+        job->owned_of_slice = ae_table_new(job->core, layout->n_slices,
+                                           sizeof(*job->owned_of_slice));
         for (uint32_t s = 0; s < layout->n_slices; s++)
                 job->n_owned += layout->slices[s].node == node;
-        job->owned = ae_core_alloc(job->n_owned, sizeof(*job->owned));
+        job->owned = ae_table_new(job->core, job->n_owned, sizeof(*job->owned));
         for (uint32_t s = 0, i = 0; s < layout->n_slices; s++) {
                 const struct ae_layout_slice *slice = &layout->slices[s];
                 const struct ae_layout_segment *segment = &layout->segments[slice->segment];
@@ -83,8 +85,8 @@ int ae_owner_new(struct ae_job *job)
         for (uint32_t i = 0; i < job->core->options.n_nodes; i++) {
                 struct ae_job_peer *peer = &job->peers[i];
 
-                peer->credit = ae_core_alloc(slots, sizeof(*peer->credit));
-                peer->arrived = ae_core_alloc(slots, sizeof(*peer->arrived));
+                peer->credit = ae_table_new(job->core, slots, sizeof(*peer->credit));
+                peer->arrived = ae_table_new(job->core, slots, sizeof(*peer->arrived));
         }
         return 0;
 }
@@ -97,11 +99,11 @@ void ae_owner_free(struct ae_job *job)
 
                 while ((entry = ae_list_pop(&owned->waiting)))
                         ae_pool_give(&job->core->serves, entry);
-                free(owned->parts);
+                ae_table_free(job->core, owned->parts);
         }
-        free(job->owned);
-        free(job->owned_of_slice);
-        free(job->owned_of_unit);
+        ae_table_free(job->core, job->owned);
+        ae_table_free(job->core, job->owned_of_slice);
+        ae_table_free(job->core, job->owned_of_unit);
 }
 
 /* ---- credits ---------------------------------------------------------------------------- */

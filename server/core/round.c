@@ -99,7 +99,7 @@ int ae_round_step(struct ae_worker *worker, uint64_t round)
                 return ae_fail(AE_EPROTO, "it asks for a step twice in round %" PRIu64,
                                worker->job->round);
         if (!step)
-                step = worker->step = ae_core_alloc(1, sizeof(*step));
+                step = worker->step = ae_table_new(worker->core, 1, sizeof(*step));
         memcpy(step, &page->step, offsetof(struct ae_local_step, counts));
         if ((step->n_counts && step->n_counts != worker->job->n_buffer_counts) ||
             step->ask.n_groups > AE_WIRE_MAX_GROUPS)
@@ -283,7 +283,7 @@ static int on_end(struct ae_job *job, uint32_t node, const struct ae_wire_end *e
         if (len - sizeof(*end) < n_bytes || peer->ended)
                 return ae_fail(AE_EPROTO, "END from node %u is short or came twice", node);
         if (!peer->scattered)
-                peer->scattered = ae_core_alloc(n_bytes, 1);
+                peer->scattered = ae_table_new(job->core, n_bytes, 1);
         memcpy(peer->scattered, end->scattered, n_bytes);
         peer->ended = true;
         job->n_ended++;
@@ -487,8 +487,8 @@ static int on_vote(struct ae_job *job, uint32_t node, const struct ae_wire_vote 
             len - sizeof(*vote) < vote->n_counts * sizeof(uint64_t) || !fits(vote) || peer->voted)
                 return ae_fail(AE_EPROTO, "VOTE from node %u does not fit", node);
         if (peer->vote_len < len) {
-                free(peer->vote);
-                peer->vote = ae_core_alloc(1, len);
+                ae_table_free(job->core, peer->vote);
+                peer->vote = ae_table_new(job->core, 1, len);
                 peer->vote_len = len;
         }
         memcpy(peer->vote, vote, len);

@@ -55,7 +55,7 @@ static void add_group(struct ae_job *job, uint32_t node, const uint32_t *ranks, 
         group->node = node;
         group->first_rank = ranks[0];
         group->n_ranks = n;
-        group->ranks = ae_core_alloc(n, sizeof(*group->ranks));
+        group->ranks = ae_table_new(job->core, n, sizeof(*group->ranks));
         memcpy(group->ranks, ranks, n * sizeof(*ranks));
 }
 
@@ -93,7 +93,7 @@ static void index_groups(struct ae_job *job)
         const struct ae_job_peer *self = &job->peers[job->core->options.node];
         uint32_t n = 0;
 
-        job->group_index = ae_core_alloc(job->n_groups, sizeof(*job->group_index));
+        job->group_index = ae_table_new(job->core, job->n_groups, sizeof(*job->group_index));
         for (uint32_t node = 0; node < job->core->options.n_nodes; node++) {
                 struct ae_job_peer *peer = &job->peers[node];
 
@@ -118,8 +118,8 @@ static int make_groups(struct ae_job *job)
         AE_CLEANUP(ae_cleanup_free) uint32_t *first = ae_core_alloc(n_nodes, sizeof(*first));
         int r;
 
-        job->groups = ae_core_alloc(job->world, sizeof(*job->groups));
-        job->rank_local = ae_core_alloc(job->world, sizeof(*job->rank_local));
+        job->groups = ae_table_new(job->core, job->world, sizeof(*job->groups));
+        job->rank_local = ae_table_new(job->core, job->world, sizeof(*job->rank_local));
         for (uint32_t rank = 0; rank < job->world; rank++)
                 job->rank_local[rank] = job->peers[job->rank_node[rank]].n_ranks++;
         for (uint32_t node = 1; node < n_nodes; node++)
@@ -141,7 +141,7 @@ static void attach_locals(struct ae_job *job)
         struct ae_worker *worker;
 
         job->n_local = job->peers[job->core->options.node].n_ranks;
-        job->locals = ae_core_alloc(job->n_local, sizeof(struct ae_worker *));
+        job->locals = ae_table_new(job->core, job->n_local, sizeof(struct ae_worker *));
         ae_list_for_each(worker, &job->core->workers, link) {
                 if (worker->job != job || worker->reader)
                         continue;
@@ -181,7 +181,7 @@ static int take_start(struct ae_job *job, const Autoep__Start *start)
         if (start->n_rank_node != job->world)
                 return ae_fail(AE_EPROTO, "Start places %zu of %u ranks", start->n_rank_node,
                                job->world);
-        job->rank_node = ae_core_alloc(job->world, sizeof(*job->rank_node));
+        job->rank_node = ae_table_new(job->core, job->world, sizeof(*job->rank_node));
         for (uint32_t rank = 0; rank < job->world; rank++) {
                 if (start->rank_node[rank] >= n_nodes)
                         return ae_fail(AE_EPROTO, "Start places rank %u on node %u of %u", rank,
@@ -192,7 +192,7 @@ static int take_start(struct ae_job *job, const Autoep__Start *start)
         if (r < 0)
                 return r;
         attach_locals(job);
-        job->n_uses = ae_core_alloc(job->layout->n_units, sizeof(*job->n_uses));
+        job->n_uses = ae_table_new(job->core, job->layout->n_units, sizeof(*job->n_uses));
         ae_layout_count_uses(job->layout, job->n_uses);
         return ae_memory_new(job);
 }
@@ -283,7 +283,7 @@ void ae_start_on(struct ae_core *core, uint32_t id, const Autoep__Start *start)
         job->n_present = job->world; /* until the decider hears otherwise */
         if (!ae_core_is_decider(core))
                 ae_job_move(job, AE_JOB_STARTING);
-        job->peers = ae_core_alloc(core->options.n_nodes, sizeof(*job->peers));
+        job->peers = ae_table_new(job->core, core->options.n_nodes, sizeof(*job->peers));
         for (uint32_t node = 0; node < core->options.n_nodes; node++) {
                 ae_list_init(&job->peers[node].sends);
                 ae_list_init(&job->peers[node].unsent);

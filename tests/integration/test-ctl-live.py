@@ -322,6 +322,7 @@ class Looking(Case):
             memory = status["memory"]
             self.assertEqual(memory["used"], status["jobs"][0]["memory_len"])
             self.assertTrue(0 < memory["used"] <= memory["limit"])
+            self.assertTrue(0 < memory["tables"] < memory["used"])
 
     def check_nodes(self):
         lists = [self.rows("nodes", node=node) for node in range(2)]

@@ -197,7 +197,7 @@ static void status_is_a_page(void **state)
         (void)state;
         assert_answer("status",
                       STATUS_HEAD "\"health\":\"ok\",\"why\":\"\",\"memory\":{\"used\":94371840,"
-                                  "\"limit\":null},\"jobs\":[" STATUS_JOB "]}",
+                                  "\"tables\":622592,\"limit\":null},\"jobs\":[" STATUS_JOB "]}",
                       AE_CTL_EXIT_OK,
                       "node       1\n"
                       "nodes      2\n"
@@ -206,12 +206,13 @@ static void status_is_a_page(void **state)
                       "uptime     2 h 5 min\n"
                       "health     ok\n"
                       "memory     90.0 MiB\n"
+                      "tables     608.0 KiB\n"
                       "\n"
                       "JOB  STATE    EPOCH  ROUND  VERSION  WORLD  PRESENT    MEMORY\n"
                       "moe  running      1     18       17      4        4  90.0 MiB\n");
         assert_answer("status",
                       STATUS_HEAD "\"health\":\"degraded\",\"why\":\"AEP_LOST node 0\","
-                                  "\"memory\":{\"used\":0,\"limit\":1024},\"jobs\":[]}",
+                                  "\"memory\":{\"used\":0,\"tables\":4096,\"limit\":1024},\"jobs\":[]}",
                       AE_CTL_EXIT_DEGRADED,
                       "node       1\n"
                       "nodes      2\n"
@@ -221,6 +222,7 @@ static void status_is_a_page(void **state)
                       "health     degraded\n"
                       "why        AEP_LOST node 0\n"
                       "memory     0 B\n"
+                      "tables     4.0 KiB\n"
                       "limit      1.0 KiB\n"
                       "\n"
                       "no jobs\n");
