@@ -10,8 +10,11 @@
 
 #define TICK_NS (20 * UINT64_C(1000000))
 #define ALIAS_LEN (UINT64_C(2) << 20)
-#define TASK_NS 60000           /* a task takes at most this long, */
-#define APPLY_NS (8 * UINT64_C(1000000)) /* without data an apply this; see simjob_params */
+/* At most so long things take; without data polls and optimizers more, see simjob_params. */
+#define POLL_NS 3000
+#define POLL_MANY_NS 20000
+#define TASK_NS 60000
+#define APPLY_MANY_NS (8 * UINT64_C(1000000))
 
 static uint64_t draw_ns(struct simjob *job, uint64_t max_ns)
 {
@@ -48,7 +51,9 @@ void simnode_kick(struct simnode *node)
         if (node->polls || !node->node)
                 return;
         node->polls = true;
-        ae_sim_after(node->job->sim, draw_ns(node->job, 3000), on_poll, node, NULL);
+        ae_sim_after(node->job->sim,
+                     draw_ns(node->job, node->job->params.no_data ? POLL_MANY_NS : POLL_NS),
+                     on_poll, node, NULL);
 }
 
 static void on_wake(void *user)
@@ -110,7 +115,7 @@ static void node_task(void *user, struct ae_task *work)
         task->node = node;
         task->task = work;
         ae_list_push(&node->tasks, &task->link);
-        ae_sim_after(node->job->sim, draw_ns(node->job, slow ? APPLY_NS : TASK_NS), on_task, task,
+        ae_sim_after(node->job->sim, draw_ns(node->job, slow ? APPLY_MANY_NS : TASK_NS), on_task, task,
                      &task->timer);
 }
 

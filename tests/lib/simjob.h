@@ -38,7 +38,8 @@ struct simjob_params {
         bool keep_views;           /* a rank may hold a view over the end of a step */
         bool may_fail;             /* a failed job is no error: faults are on their way */
         /* Tensors are addresses alone, for many nodes. Workers and optimizers then take
-         * milliseconds, as they do, so that not all puts of a step are under way at once. */
+         * milliseconds, as they do, so that not all puts of a step are under way at once; and a
+         * node that is woken finds more to do. */
         bool no_data;
         uint32_t n_units;          /* no_data: units, */
         uint32_t slices_per_unit;  /* and into how many slices each is cut */
