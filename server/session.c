@@ -490,6 +490,13 @@ static void send_error(struct session *session, int status, const char *text)
         send_frame(session, AE_CONTROL_ERROR, &error.base, NULL, 0);
 }
 
+static bool has_hung_up(const struct session *session)
+{
+        struct pollfd fd = { .fd = session->fd, .events = POLLRDHUP };
+
+        return poll(&fd, 1, 0) == 1;
+}
+
 /* A process that died may have its successor's hello in front of its own end in this turn of the
  * loop: what it said, and that it is gone, counts first. */
 static void hear_the_dead(struct ae_sessions *sessions)
@@ -497,9 +504,7 @@ static void hear_the_dead(struct ae_sessions *sessions)
         struct session *session;
 
         ae_list_for_each_safe(session, &sessions->list, link) {
-                struct pollfd fd = { .fd = session->fd, .events = POLLRDHUP };
-
-                if (session->worker && poll(&fd, 1, 0) == 1)
+                if (session->worker && has_hung_up(session))
                         on_ready(&session->poll, 0, UV_READABLE);
         }
 }
@@ -519,6 +524,8 @@ static int on_hello(struct session *session, const Autoep__Hello *hello)
 
         if (session->known)
                 return ae_fail(AE_EPROTO, "it says hello twice");
+        if (has_hung_up(session)) /* it gave up while the daemon stood still */
+                return ae_fail(AE_ECLOSED, "the process closed its socket");
         session->known = true;
         session->sessions->n_unknown--;
         r = make_bell(session);

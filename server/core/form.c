@@ -20,7 +20,7 @@
 
 /* ---- joining ---------------------------------------------------------------------------- */
 
-static void send_join(struct ae_worker *worker)
+static void send_join(struct ae_worker *worker, bool withdrawn)
 {
         Autoep__Join join = AUTOEP__JOIN__INIT;
         struct ae_job *job = worker->job;
@@ -33,6 +33,7 @@ static void send_join(struct ae_worker *worker)
         join.pid = worker->pid;
         join.uid = worker->uid;
         join.incarnation = worker->incarnation;
+        join.withdrawn = withdrawn;
         if (job->core->peers[0].up)
                 ae_core_control(job->core, 0, AE_WIRE_NONE, AE_CONTROL_JOIN, &join.base);
 }
@@ -48,7 +49,7 @@ void ae_core_peer_up(struct ae_core *core, uint32_t node, uint64_t incarnation)
         ae_list_for_each(worker, &core->workers, link) {
                 if (node == 0 && worker->job && !worker->reader && !worker->joined &&
                     worker->job->state == AE_JOB_FORMING)
-                        send_join(worker);
+                        send_join(worker, false);
         }
         ae_list_for_each(job, &core->jobs, link)
                 ae_start_peer_up(job);
@@ -64,6 +65,10 @@ static int check_join(const struct ae_job *job, const Autoep__Join *join)
         if (job->world != join->world)
                 return ae_fail(AE_EMISMATCH, "job '%s' has %u ranks, rank %u says %u", job->name,
                                job->world, join->rank, join->world);
+        if (job->uid != join->uid && join->uid != 0)
+                return ae_fail(AE_EAUTH,
+                               "job '%s' belongs to uid %u, but rank %u on node %u has uid %u",
+                               job->name, job->uid, join->rank, join->node, join->uid);
         member = &job->members[join->rank];
         if (member->joined && member->incarnation != join->incarnation)
                 return ae_fail(AE_EEXIST, "rank %u of job '%s' is claimed by pid %d on node %u",
@@ -72,6 +77,41 @@ static int check_join(const struct ae_job *job, const Autoep__Join *join)
                 return ae_fail(AE_ESTATE, "job '%s' is running without rank %u", job->name,
                                join->rank);
         return 0;
+}
+
+/* A forming job that no rank claims any more is none, here and where its last rank was. */
+static void release_unclaimed(struct ae_job *job)
+{
+        if (job->state == AE_JOB_FORMING && job->n_joined == 0 && !ae_job_has_workers(job))
+                job->released = true;
+}
+
+/* The rank's place is free again; if the job has begun to start with it, it fails. */
+static void unjoin(struct ae_job *job, uint32_t rank, const char *how)
+{
+        struct ae_member *member = &job->members[rank];
+
+        if (job->state > AE_JOB_FORMING) {
+                ae_job_fail(job, AE_ELOST, "rank %u (pid %d, node %u) %s while job '%s' started",
+                            rank, member->pid, member->node, how, job->name);
+                return;
+        }
+        *member = (struct ae_member){ .joined = false };
+        job->n_joined--;
+        release_unclaimed(job);
+}
+
+/* It came behind the JOIN that it takes back, so a successor's JOIN comes behind it. */
+static void on_withdrawn(struct ae_core *core, uint32_t node, const Autoep__Join *join)
+{
+        struct ae_job *job = ae_core_job_named(core, join->job);
+        const struct ae_member *member;
+
+        if (!job || join->rank >= job->world)
+                return; /* it was refused */
+        member = &job->members[join->rank];
+        if (member->joined && member->node == node && member->incarnation == join->incarnation)
+                unjoin(job, join->rank, "was lost");
 }
 
 static void on_join(struct ae_core *core, uint32_t node, const Autoep__Join *join)
@@ -136,38 +176,19 @@ static void send_hello_ok(struct ae_worker *worker)
         options->ops->worker_send(options->user, worker, AE_CONTROL_HELLO_OK, &ok.base, fds, 3);
 }
 
-/* The process went away before the decider's answer, which counts it as there. */
-static void tell_gone(struct ae_core *core, const Autoep__JoinReply *reply)
-{
-        Autoep__Fail fail = AUTOEP__FAIL__INIT;
-        char text[AE_WIRE_TEXT];
-
-        if (reply->status < 0)
-                return;
-        (void)snprintf(text, sizeof(text), "rank %u (node %u) was lost while it joined",
-                       reply->rank, core->options.node);
-        fail.status = AE_ELOST;
-        fail.text = text;
-        ae_core_control(core, 0, reply->job_id, AE_CONTROL_FAIL, &fail.base);
-}
-
 static void on_join_reply(struct ae_core *core, const Autoep__JoinReply *reply)
 {
         struct ae_worker *worker = find_rank(core, reply->job, reply->rank, reply->incarnation);
         struct ae_job *job;
 
-        if (!worker) {
-                tell_gone(core, reply);
-                return;
-        }
+        if (!worker)
+                return; /* it is gone, and its JOIN taken back */
         job = worker->job;
         if (reply->status < 0) {
                 worker->job = NULL;
                 worker->dead = true;
                 ae_worker_error(worker, 0, reply->status, reply->text);
-                if (!ae_job_has_workers(job) && job->state == AE_JOB_FORMING &&
-                    !ae_core_is_decider(core))
-                        job->released = true;
+                release_unclaimed(job);
                 return;
         }
         job->id = reply->job_id;
@@ -285,13 +306,22 @@ int ae_core_worker_new(struct ae_core *core, const struct ae_worker_spec *spec,
         return 0;
 }
 
+void ae_form_gone(struct ae_worker *worker)
+{
+        struct ae_job *job = worker->job;
+
+        if (!worker->reader && !worker->joined && !worker->dead)
+                send_join(worker, true);
+        release_unclaimed(job);
+}
+
 void ae_core_worker_attach(struct ae_worker *worker, int bell)
 {
         worker->bell = bell;
         if (worker->reader)
                 send_hello_ok(worker);
         else
-                send_join(worker);
+                send_join(worker, false);
         ae_core_settle(worker->core);
 }
 
@@ -303,6 +333,22 @@ void *ae_core_worker_session(const struct ae_worker *worker)
 struct ae_region *ae_core_worker_page(const struct ae_worker *worker)
 {
         return worker->page;
+}
+
+void ae_form_left(struct ae_job *job, uint32_t rank)
+{
+        if (rank >= job->world || job->members[rank].left)
+                return;
+        if (job->state < AE_JOB_LIVE) {
+                unjoin(job, rank, "has left");
+                return;
+        }
+        job->members[rank].left = true;
+        job->n_left++;
+        if (job->n_left == job->world)
+                ae_job_fail(job, AE_ECLOSED, "all ranks have left job '%s'", job->name);
+        else
+                ae_wait_left(job);
 }
 
 /* The decider passes it on, for it may know members that the sender did not. */
@@ -321,7 +367,9 @@ void ae_form_control(struct ae_core *core, uint32_t job_id, uint32_t node, uint3
 {
         struct ae_job *job = ae_core_job(core, job_id);
 
-        if (type == AE_CONTROL_JOIN && ae_core_is_decider(core))
+        if (type == AE_CONTROL_JOIN && ((const Autoep__Join *)message)->withdrawn)
+                on_withdrawn(core, node, (const Autoep__Join *)message);
+        else if (type == AE_CONTROL_JOIN)
                 on_join(core, node, (const Autoep__Join *)message);
         if (type == AE_CONTROL_JOIN_REPLY)
                 on_join_reply(core, (const Autoep__JoinReply *)message);

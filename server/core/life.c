@@ -209,18 +209,6 @@ void ae_form_leave(struct ae_worker *worker, uint64_t id)
         options->ops->worker_send(options->user, worker, AE_CONTROL_DONE, &done.base, NULL, 0);
 }
 
-void ae_form_left(struct ae_job *job, uint32_t rank)
-{
-        if (rank >= job->world || job->members[rank].left)
-                return;
-        job->members[rank].left = true;
-        job->n_left++;
-        if (job->n_left == job->world)
-                ae_job_fail(job, AE_ECLOSED, "all ranks have left job '%s'", job->name);
-        else
-                ae_wait_left(job);
-}
-
 /* Tasks and peers may still be at a rank's rings: they stay until the job is freed. */
 static void bury(struct ae_job *job, struct ae_region *region)
 {
@@ -260,7 +248,7 @@ void ae_core_worker_gone(struct ae_worker *worker, const char *text)
         struct ae_job *job = worker->job;
 
         ae_list_unlink(&worker->link);
-        if (job && !worker->left && !worker->reader && !worker->dead)
+        if (job && worker->joined && !worker->left && !worker->reader && !worker->dead)
                 ae_job_fail(job, AE_ELOST, "rank %u (pid %d, node %u) was lost in round %" PRIu64
                             " of job '%s': %s", worker->rank, worker->pid, core->options.node,
                             job->round, job->name, text);
@@ -271,6 +259,7 @@ void ae_core_worker_gone(struct ae_worker *worker, const char *text)
                 ae_flow_free(worker);
                 if (job->locals && !worker->reader)
                         job->locals[worker->local] = NULL;
+                ae_form_gone(worker);
                 worker->job = NULL;
                 if (job->state >= AE_JOB_FAILED && !ae_job_has_workers(job))
                         job->released = true;

@@ -294,14 +294,11 @@ static void form_without(struct story *story, uint32_t node, int signal)
                              (const char *const[]){ words[0], "rank", NULL });
         }
         story_job_end(&story->job);
-        if (signal == SIGSTOP) {
+        /* what the ranks that gave up had asked for is not in their successors' way */
+        if (signal == SIGSTOP)
                 proc_daemon_signal(&story->bed, node, SIGCONT);
-                /* what the ranks that gave up had asked for is refused or undone first; until then
-                 * their successors would hear that the ranks are claimed */
-                proc_sleep_ms(300);
-        } else {
+        else
                 proc_daemon_start(&story->bed, node);
-        }
         serve_again(story);
 }
 

@@ -95,18 +95,20 @@ static int dense_part(struct story_self *self, struct story_result *result)
         return r;
 }
 
-static int ask(struct story_self *self, double expert_norm2)
+static int ask(struct story_self *self, const struct ae_longacc *expert_norm2)
 {
         const struct autoep_hyper hyper = { .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8 };
-        const struct autoep_step step = { .size = sizeof(step), .hyper = &hyper, .n_groups = 1,
-                                          .max_norm = 1, .expert_norm2 = expert_norm2 };
+        struct autoep_step step = { .size = sizeof(step), .hyper = &hyper, .n_groups = 1,
+                                    .max_norm = 1 };
         const struct ae_expert_group_step group = {
                 .hyper = { hyper.lr, hyper.beta1, hyper.beta2, hyper.eps, hyper.weight_decay },
         };
         struct ae_expert_verdict experts_verdict = { .groups = &group, .n_groups = 1 };
         struct autoep_verdict verdict = AUTOEP_VERDICT_INIT;
-        int r = autoep_step(self->handle, &step, WAIT_MS, &verdict);
+        int r;
 
+        memcpy(&step.expert_norm2, expert_norm2, sizeof(*expert_norm2));
+        r = autoep_step(self->handle, &step, WAIT_MS, &verdict);
         if (r < 0)
                 return r;
         experts_verdict.applied = verdict.kind == AUTOEP_APPLIED;
@@ -134,7 +136,7 @@ static int whole_steps(struct story_self *self, const struct story_args *args,
                         r = ae_expert_opt_reduce(experts.opt, &experts.edp.comm, deadline(),
                                                  &report);
                 if (r == 0)
-                        r = ask(self, report.norm2);
+                        r = ask(self, &report.norm2);
                 if (r == 0 && i % 4 == self->rank)
                         r = autoep_get(self->handle, i % 3, AUTOEP_MASTER, 0, GET_N, state,
                                        WAIT_MS);

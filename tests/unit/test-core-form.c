@@ -9,6 +9,7 @@
 #include "tests/unit/test-core-bed.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define V AE_WIRE_VERSION
@@ -102,6 +103,8 @@ static void test_refused_by_decider(void **state)
                  "has 2 ranks, rank 1 says 3" },
                 { { V, 5, 6, 1000, "job", "secret", 0, false }, AE_EMISMATCH,
                  "has 2 ranks, rank 5 says 6" },
+                { { V, 1, 2, 1001, "job", "secret", 0, false }, AE_EAUTH,
+                 "belongs to uid 1000, but rank 1 on node 1 has uid 1001" },
         };
         struct bed *bed = bed_new(2, AE_GIB);
         struct bed_worker *worker = NULL;
@@ -115,10 +118,104 @@ static void test_refused_by_decider(void **state)
                 assert_int_equal(refused->type, AE_CONTROL_ERROR);
                 assert_int_equal(refused->status, cases[i].status);
                 assert_says(refused->text, cases[i].words);
+                assert_null(bed_job(bed, 1)); /* or later ones would have to agree with it */
                 bed_gone(refused, "refused");
         }
         assert_int_equal(bed_job(bed, 0)->state, AE_JOB_FORMING);
         assert_int_equal(bed_job(bed, 0)->n_joined, 1);
+        bed_free(bed);
+}
+
+/* A rank gives up while node 0 stands still: its successor doesn't find the place taken. */
+static void test_given_up(void **state)
+{
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *first = NULL;
+        struct bed_worker *second = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 2, &first), 0);
+        bed->stopped = true;
+        assert_int_equal(bed_rank(bed, 1, 1, 2, &first), 0);
+        bed_gone(first, "it gave up");
+        assert_int_equal(bed_rank(bed, 1, 1, 2, &second), 0);
+        bed->stopped = false;
+        bed_run(bed);
+        assert_int_equal(second->type, AE_CONTROL_HELLO_OK);
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_FORMING);
+        assert_int_equal(bed_job(bed, 0)->n_joined, 2);
+        bed_free(bed);
+}
+
+/* The last one to come gives up when the job has begun to start with it. */
+static void test_given_up_too_late(void **state)
+{
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 2, &worker), 0);
+        bed_register(worker, NULL);
+        bed->stopped = true;
+        assert_int_equal(bed_rank(bed, 1, 1, 2, &worker), 0);
+        bed_gone(worker, "it gave up");
+        bed->stopped = false;
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].status, AE_ELOST);
+        assert_says(bed->workers[0].text, "rank 1 (pid 4001, node 1) was lost while job 'job'");
+        assert_null(bed_job(bed, 1));
+        assert_int_equal(bed->n_refused, 0);
+        bed_free(bed);
+}
+
+static void leave(struct bed_worker *worker)
+{
+        Autoep__Leave *message = malloc(sizeof(*message));
+
+        assert_non_null(message);
+        autoep__leave__init(message);
+        assert_int_equal(ae_core_worker_message(worker->worker, AE_CONTROL_LEAVE, &message->base,
+                                                -1),
+                         0);
+        bed_run(worker->bed);
+        bed_gone(worker, "it has left");
+}
+
+/* Who leaves before the job starts makes room, the last one for a job of another shape. */
+static void test_leave_while_forming(void **state)
+{
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 2, &worker), 0);
+        assert_int_equal(bed_rank(bed, 1, 1, 2, &worker), 0);
+        leave(worker);
+        assert_int_equal(bed_job(bed, 0)->n_joined, 1);
+        assert_int_equal(bed_rank(bed, 0, 1, 2, &worker), 0); /* on another node, too */
+        assert_int_equal(worker->type, AE_CONTROL_HELLO_OK);
+        leave(worker);
+        leave(&bed->workers[0]);
+        for (uint32_t node = 0; node < 2; node++)
+                assert_null(bed_job(bed, node));
+        assert_int_equal(bed_rank(bed, 1, 2, 3, &worker), 0);
+        assert_int_equal(worker->type, AE_CONTROL_HELLO_OK);
+        bed_free(bed);
+}
+
+static void test_leave_while_starting(void **state)
+{
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        for (uint32_t rank = 0; rank < 2; rank++)
+                assert_int_equal(bed_rank(bed, rank, rank, 2, &worker), 0);
+        bed_register(&bed->workers[0], NULL);
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_STARTING);
+        leave(worker);
+        assert_int_equal(bed->workers[0].status, AE_ELOST);
+        assert_says(bed->workers[0].text, "rank 1 (pid 4001, node 1) has left while job 'job'");
         bed_free(bed);
 }
 
@@ -378,6 +475,10 @@ int main(void)
                 cmocka_unit_test(test_bad_hello),
                 cmocka_unit_test(test_refused_first),
                 cmocka_unit_test(test_refused_by_decider),
+                cmocka_unit_test(test_given_up),
+                cmocka_unit_test(test_given_up_too_late),
+                cmocka_unit_test(test_leave_while_forming),
+                cmocka_unit_test(test_leave_while_starting),
                 cmocka_unit_test(test_budget),
                 cmocka_unit_test(test_initial_values_too_large),
                 cmocka_unit_test(test_bad_models),
