@@ -73,7 +73,7 @@ int ae_core_new(const struct ae_core_options *options, struct ae_core **ret_core
         ae_list_init(&core->workers);
         ae_list_init(&core->loop);
         ae_list_init(&core->loop_free);
-        ae_list_init(&core->early);
+        ae_ahead_init(&core->early, options->n_nodes);
         ae_pool_init(&core->tasks, sizeof(struct ae_task));
         ae_pool_init(&core->cookies, sizeof(struct ae_cookie));
         ae_pool_init(&core->pieces, sizeof(struct ae_piece));
@@ -104,7 +104,7 @@ struct ae_core *ae_core_free(struct ae_core *core)
                 assert(job->n_tasks_out == 0 && job->n_puts_out == 0);
                 ae_job_release(job);
         }
-        free_list_of(&core->early, offsetof(struct ae_early, link));
+        ae_ahead_deinit(&core->early);
         free_list_of(&core->loop, offsetof(struct loop_msg, link));
         free_list_of(&core->loop_free, offsetof(struct loop_msg, link));
         ae_pool_deinit(&core->tasks);
@@ -358,8 +358,7 @@ static int control_msg(struct ae_core *core, uint32_t node, const struct ae_wire
                 return job ? ae_state_control(job, node, head->type, message) : 0;
         if (head->type == AE_CONTROL_GRANTS && (!job || !job->peers)) {
                 /* the sender has heard Start before us */
-                ae_early_msg(&core->early, head->job, node, head, sizeof(*head) + len);
-                return 0;
+                return ae_early_msg(&core->early, head->job, node, head, sizeof(*head) + len);
         }
         ae_form_control(core, head->job, node, head->type, message);
         return 0;
@@ -411,44 +410,26 @@ static int dispatch(struct ae_core *core, uint32_t node, const void *data, size_
 
 /* ---- what came too early ---------------------------------------------------------------- */
 
-void ae_early_msg(struct ae_list *list, uint32_t job, uint32_t node, const void *data, size_t len)
+static void play(struct ae_core *core, const struct ae_early *early)
 {
-        struct ae_early *early = ae_core_alloc(1, sizeof(*early) + len);
+        struct ae_job *job = ae_core_job(core, early->job);
 
-        early->node = node;
-        early->job = job;
-        early->len = len;
-        memcpy(early->data, data, len);
-        ae_list_push(list, &early->link);
+        if (early->notify)
+                ae_core_notify(core, early->node, NULL, early->off, early->put_len, early->note);
+        else if (dispatch(core, early->node, early->data, early->len) < 0 && job)
+                ae_job_fail(job, AE_EPROTO, "node %u: %s", early->node, ae_error_text());
 }
 
-void ae_early_note(struct ae_list *list, uint32_t node, uint64_t note, uint64_t off, uint64_t len)
-{
-        struct ae_early *early = ae_core_alloc(1, sizeof(*early));
-
-        *early = (struct ae_early){ .node = node, .job = ae_note_job(note), .notify = true,
-                                    .note = note, .off = off, .put_len = len };
-        ae_list_push(list, &early->link);
-}
-
-void ae_early_play(struct ae_core *core, struct ae_list *list, uint32_t job)
+void ae_early_play(struct ae_core *core, struct ae_ahead *ahead, uint32_t job)
 {
         struct ae_list played = AE_LIST_INIT(played);
-        struct ae_early *early;
+        struct ae_list *entry;
 
-        ae_list_for_each_safe(early, list, link) {
-                if (early->job == job) {
-                        ae_list_unlink(&early->link);
-                        ae_list_push(&played, &early->link);
-                }
-        }
-        ae_list_for_each_safe(early, &played, link) {
-                ae_list_unlink(&early->link);
-                if (early->notify)
-                        ae_core_notify(core, early->node, NULL, early->off, early->put_len,
-                                       early->note);
-                else if (dispatch(core, early->node, early->data, early->len) < 0)
-                        ae_core_log(core, 0, "node %u: %s", early->node, ae_error_text());
+        ae_early_take(ahead, job, &played);
+        while ((entry = ae_list_pop(&played))) {
+                struct ae_early *early = ae_list_entry(entry, struct ae_early, link);
+
+                play(core, early);
                 free(early);
         }
 }
@@ -658,6 +639,11 @@ void ae_core_peer_down(struct ae_core *core, uint32_t node, const char *text)
         core->peers[node].up = false;
         forget_pieces(&core->peers[node]);
         ae_core_peer_note(core, node, text);
+        /* without the decider no Start will come: what others granted for it is void */
+        for (uint32_t i = 0; i < core->options.n_nodes; i++) {
+                if (i == node || node == 0)
+                        ae_early_drop(&core->early, i);
+        }
         if (!was_up)
                 return;
         ae_list_for_each_safe(job, &core->jobs, link) {

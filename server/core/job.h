@@ -4,6 +4,7 @@
  * workers, its peers. Owned by the core's thread. Which file moves what:
  *
  *   core.c    entry of events, loopback of messages to oneself, task pool
+ *   early.c   what came before its time
  *   form.c    ranks join                      start.c  from Start to a live job
  *   life.c    states of a job, failing, leaving, freeing
  *   memory.c  the regions of a job, its budget, grants
@@ -266,6 +267,26 @@ struct ae_member {
         char *pause_why;         /* owned; of its last pause */
 };
 
+/* Most bytes that are kept of one peer: its Grants; of the next round END, VOTE, CLOSED, parts. */
+#define AE_EARLY_MAX (8 * AE_MIB)
+
+/* What came before its time: a peer that heard of Start or Commit before us. */
+struct ae_early {
+        struct ae_list link;
+        uint32_t node;
+        uint32_t job;       /* id */
+        bool notify;        /* a put's note; otherwise a msg in data */
+        uint64_t note, off, put_len;
+        size_t len;
+        char data[];
+};
+
+struct ae_ahead {
+        struct ae_list list; /* struct ae_early */
+        uint64_t *lens;      /* owned; per node */
+        uint32_t n_nodes;
+};
+
 enum ae_job_state {
         AE_JOB_FORMING,  /* ranks join, rank 0 offers a model */
         AE_JOB_STARTING, /* memory, grants, ready */
@@ -391,7 +412,7 @@ struct ae_job {
         uint32_t n_runs;
         struct ae_apply_run *step_runs; /* owned; those of the running step */
         uint32_t n_applying;       /* apply tasks, and a put's writing, not done */
-        struct ae_list early;      /* struct ae_early: of the next round */
+        struct ae_ahead early;     /* of the next round */
         struct ae_list applies;    /* apply tasks that wait for puts */
         struct ae_list deferred;   /* fetches of state that wait for it */
 
@@ -419,17 +440,6 @@ struct ae_job {
         uint64_t put_id, put_node;/* of the put being decided (decider) */
 };
 
-/* What came before its time: a peer that heard of Start or Commit before us. */
-struct ae_early {
-        struct ae_list link;
-        uint32_t node;
-        uint32_t job;       /* id */
-        bool notify;        /* a put's note; otherwise a msg in data */
-        uint64_t note, off, put_len;
-        size_t len;
-        char data[];
-};
-
 struct ae_core {
         struct ae_core_options options;
         struct ae_list jobs;      /* struct ae_job */
@@ -446,7 +456,7 @@ struct ae_core {
                 uint64_t n_left;  /* bytes still to come; 0: none is under way */
         } *peers;                 /* owned; per node */
         struct ae_pool tasks, cookies, pieces, sends, serves, waiters, flow_msgs;
-        struct ae_list early;     /* struct ae_early: for jobs that have not started here yet */
+        struct ae_ahead early;    /* for jobs that have not started here yet */
         uint64_t now_ns;
         uint32_t next_job;
         uint64_t memory_len;      /* of all jobs */
@@ -454,6 +464,19 @@ struct ae_core {
         uint32_t next_token;
         struct ae_core_stats stats;
 };
+
+/* ---- early.c ---------------------------------------------------------------------------- */
+
+void ae_ahead_init(struct ae_ahead *ahead, uint32_t n_nodes);
+void ae_ahead_deinit(struct ae_ahead *ahead);
+/* Keeps a msg or a note for later. AE_EPROTO when there is too much of that node. */
+int ae_early_msg(struct ae_ahead *ahead, uint32_t job, uint32_t node, const void *data,
+                 size_t len);
+int ae_early_note(struct ae_ahead *ahead, uint32_t node, uint64_t note, uint64_t off,
+                  uint64_t len);
+/* Moves what is for @job to @taken, the caller's to free. */
+void ae_early_take(struct ae_ahead *ahead, uint32_t job, struct ae_list *taken);
+void ae_early_drop(struct ae_ahead *ahead, uint32_t node);
 
 /* ---- core.c ----------------------------------------------------------------------------- */
 
@@ -482,10 +505,8 @@ void ae_job_run(struct ae_task *task);
 
 void ae_worker_error(struct ae_worker *worker, uint64_t id, int status, const char *text);
 void ae_worker_wake(struct ae_worker *worker);
-/* Keeps a msg (@data) or a note for later; and plays a list back. */
-void ae_early_msg(struct ae_list *list, uint32_t job, uint32_t node, const void *data, size_t len);
-void ae_early_note(struct ae_list *list, uint32_t node, uint64_t note, uint64_t off, uint64_t len);
-void ae_early_play(struct ae_core *core, struct ae_list *list, uint32_t job);
+/* What came early for a job, played back in its order. */
+void ae_early_play(struct ae_core *core, struct ae_ahead *ahead, uint32_t job);
 /* Aborts on failure: what an event or a request needs for a while. Freed by free(). */
 void *ae_core_alloc(size_t n, size_t size);
 /* The same for tables, which live as long as a job, a worker or the core: their bytes are counted.

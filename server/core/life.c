@@ -50,7 +50,7 @@ struct ae_job *ae_job_new(struct ae_core *core, const char *name, uint32_t world
         job->n_present = AE_WIRE_NONE;
         job->members = ae_table_new(core, world, sizeof(*job->members));
         ae_list_init(&job->unsent);
-        ae_list_init(&job->early);
+        ae_ahead_init(&job->early, core->options.n_nodes);
         ae_list_init(&job->applies);
         ae_list_init(&job->deferred);
         ae_list_init(&job->stages);
@@ -93,21 +93,13 @@ bool ae_job_has_workers(const struct ae_job *job)
         return false;
 }
 
-static void free_early(struct ae_job *job)
-{
-        struct ae_list *entry;
-
-        while ((entry = ae_list_pop(&job->early)))
-                free(ae_list_entry(entry, struct ae_early, link));
-}
-
 void ae_job_release(struct ae_job *job)
 {
         job->released = true;
         if (job->n_tasks_out || job->n_puts_out || ae_job_has_workers(job))
                 return;
         ae_list_unlink(&job->link);
-        free_early(job);
+        ae_ahead_deinit(&job->early);
         ae_state_free(job);
         ae_apply_free(job);
         ae_owner_free(job);

@@ -312,10 +312,8 @@ int ae_owner_arrived(struct ae_job *job, uint32_t node, uint64_t note, uint64_t 
         struct ae_owned *owned;
         uint32_t group;
 
-        if (ae_note_stamp(note) == ((job->round + 1) & 0xff) && ae_round_next_may_come(job)) {
-                ae_early_note(&job->early, node, note, off, len); /* it heard Commit before us */
-                return 0;
-        }
+        if (ae_note_stamp(note) == ((job->round + 1) & 0xff) && ae_round_next_may_come(job))
+                return ae_early_note(&job->early, node, note, off, len); /* heard Commit already */
         if (ae_note_stamp(note) != (job->round & 0xff))
                 return ae_fail(AE_EPROTO, "a part of round %u came in round %llu",
                                ae_note_stamp(note), (unsigned long long)job->round);

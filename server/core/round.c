@@ -691,10 +691,8 @@ int ae_round_msg(struct ae_job *job, uint32_t node, const struct ae_wire_head *h
                 return on_credit(job, node, (const struct ae_wire_credit *)head, len);
         if (head->op == AE_WIRE_WAITING)
                 return ae_wait_shown(job, (const struct ae_wire_waiting *)head, len);
-        if (head->round == job->round + 1 && ae_round_next_may_come(job)) {
-                ae_early_msg(&job->early, job->id, node, head, len);
-                return 0;
-        }
+        if (head->round == job->round + 1 && ae_round_next_may_come(job))
+                return ae_early_msg(&job->early, job->id, node, head, len);
         if (head->round != job->round)
                 return 0; /* late: of a round that a put has ended */
         switch (head->op) {

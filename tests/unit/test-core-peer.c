@@ -596,6 +596,62 @@ static void test_random_control_early(void **state)
         }
 }
 
+/* What a peer sends for a job that has not started here is kept, but not without end, and no
+ * longer than its connection. */
+static void test_too_early(void **state)
+{
+        static const char key[32];
+        Autoep__Key cache = AUTOEP__KEY__INIT;
+        Autoep__Grants grants = AUTOEP__GRANTS__INIT;
+        struct ae_wire_head head = { .op = AE_WIRE_CONTROL, .type = AE_CONTROL_GRANTS, .job = 3 };
+        struct bed *bed = bed_new(3, AE_GIB);
+        struct ae_core *core = bed->nodes[1].core;
+        uint8_t data[sizeof(head) + 100];
+        size_t len;
+
+        (void)state;
+        cache.key.data = (uint8_t *)(uintptr_t)key;
+        cache.key.len = sizeof(key);
+        grants.cache = grants.inbox = &cache;
+        len = sizeof(head) + ae_control_size(&grants.base);
+        assert_true(len <= sizeof(data));
+        memcpy(data, &head, sizeof(head));
+        ae_control_pack(&grants.base, data + sizeof(head));
+        for (uint32_t life = 0; life < 3; life++) {
+                uint32_t lost = life == 0 ? 2 : 0; /* itself, then the decider */
+                uint64_t n = 0;
+
+                while (bed_inject(bed, 2, 1, data, len) == 0)
+                        assert_in_range(++n, 1, AE_EARLY_MAX / len);
+                assert_in_range(n, 1000, AE_EARLY_MAX / len);
+                assert_int_equal(bed_inject(bed, 2, 1, data, len), AE_EPROTO);
+                assert_int_equal(bed_inject(bed, 0, 1, data, len), 0); /* another one's */
+                ae_core_peer_down(core, lost, "it is gone");
+                assert_int_equal(core->early.lens[2], 0);
+                ae_core_peer_up(core, lost, 7);
+        }
+        bed_free(bed);
+}
+
+/* The same for a round that is not open yet. */
+static void test_too_early_for_the_round(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+        union msg msg;
+        size_t len = make(bed, 0, AE_WIRE_CLOSED, &msg);
+        uint64_t n = 0;
+
+        (void)state;
+        job->put_prepared = true; /* the next round may have begun elsewhere */
+        msg.head.round++;
+        while (bed_inject(bed, 1, 0, &msg, len) == 0)
+                assert_in_range(++n, 1, AE_EARLY_MAX / len);
+        assert_in_range(n, 1000, AE_EARLY_MAX / len);
+        job->put_prepared = false;
+        bed_free(bed);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
@@ -609,6 +665,8 @@ int main(void)
                 cmocka_unit_test(test_random_hot),     cmocka_unit_test(test_random_bytes),
                 cmocka_unit_test(test_random_control), cmocka_unit_test(test_random_control_early),
                 cmocka_unit_test(test_long_messages), cmocka_unit_test(test_bad_pieces),
+                cmocka_unit_test(test_too_early),
+                cmocka_unit_test(test_too_early_for_the_round),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
