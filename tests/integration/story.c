@@ -55,6 +55,15 @@ uint64_t story_until_count(void)
         return atomic_load(&shared->n_steps);
 }
 
+uint32_t story_thin(void)
+{
+        const char *given = getenv("STORY_THIN");
+        unsigned long thin = given ? strtoul(given, NULL, 10) : 1;
+
+        assert_in_range(thin, 1, 100);
+        return (uint32_t)thin;
+}
+
 /* ---- in the worker ---------------------------------------------------------------------- */
 
 int story_open(struct story_self *self, const struct story_args *args, struct story_result *result)

@@ -66,6 +66,9 @@ struct story {
         struct story_job job, other; /* other: a healthy one beside it */
 };
 
+/* Every how many-th of many cases to take: $STORY_THIN, by default 1, that is all. */
+uint32_t story_thin(void);
+
 int story_setup_tcp(void **state); /* 2 nodes, started */
 int story_setup_shm(void **state);
 int story_setup_one(void **state); /* 1 node */

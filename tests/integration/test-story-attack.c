@@ -239,7 +239,7 @@ static void test_rings(void **state)
 {
         struct story *story = *state;
 
-        for (uint32_t n = 0; n < N_RING_ATTACKS; n++)
+        for (uint32_t n = 0; n < N_RING_ATTACKS / story_thin(); n++)
                 ring_attack(story, n);
         assert_true(proc_daemon_log_has(&story->bed, 0, "broke the protocol") ||
                     proc_daemon_log_has(&story->bed, 0, "its ring"));
@@ -413,7 +413,7 @@ static void test_frames(void **state)
 {
         struct story *story = *state;
 
-        frames(story, N_FRAME_ATTACKS);
+        frames(story, N_FRAME_ATTACKS / story_thin());
         assert_true(proc_daemon_log_has(&story->bed, 0, "broke the protocol"));
         check_healthy(story);
         finish(story);

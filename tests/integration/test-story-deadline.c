@@ -9,6 +9,7 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define DEADLINE_MS 700
@@ -109,7 +110,7 @@ static void test_worker_killed(void **state)
         struct story *story = *state;
         struct story_result results[4];
 
-        for (size_t i = 0; i < N_CALLS; i++) {
+        for (size_t i = 0; i < N_CALLS; i += story_thin()) {
                 up(story);
                 for (uint32_t rank = 0; rank < 3; rank++) {
                         struct story_args args = calls[i].args;
@@ -146,7 +147,7 @@ static void test_worker_stopped(void **state)
         struct story_result results[4];
         bool needs_rank;
 
-        for (size_t i = 0; i < N_CALLS; i++) {
+        for (size_t i = 2 % story_thin(); i < N_CALLS; i += story_thin()) {
                 up(story);
                 kill(story->job.workers[3].pid, SIGSTOP);
                 call_all(story, &calls[i], 3, results);
@@ -175,7 +176,8 @@ static void daemon_gone(struct story *story, uint32_t node, int signal)
         struct story_result results[4];
         struct story_args args;
 
-        for (size_t i = 0; i < N_CALLS; i++) {
+        for (size_t i = (2 * node + (signal == SIGSTOP)) % story_thin(); i < N_CALLS;
+             i += story_thin()) {
                 up(story);
                 proc_daemon_signal(&story->bed, node, signal);
                 call_all(story, &calls[i], AUTOEP_NONE, results);
@@ -220,6 +222,91 @@ static void test_decider_killed(void **state)
 static void test_decider_stopped(void **state)
 {
         daemon_gone(*state, 0, SIGSTOP);
+}
+
+/* ---- what the words name ----------------------------------------------------------------- */
+
+static void tweak_cache(const struct story_self *self, struct autoep_model *model,
+                        struct autoep_tensor *tensors)
+{
+        (void)self;
+        (void)tensors;
+        model->cache_len = 1300000; /* two of the three units */
+}
+
+/* Two ranks, a node each, that have gathered two units; the third isn't in their caches. */
+static void up_small(struct story *story)
+{
+        story_job_init(&story->job, &story->bed, "story", 2);
+        for (uint32_t rank = 0; rank < 2; rank++) {
+                struct story_self *self = &story->job.workers[rank].self;
+
+                for (uint32_t unit = 0; unit < STORY_UNITS; unit++)
+                        self->unit_n[unit] = 300000;
+                self->hold_len = 610000;
+                self->tweak = tweak_cache;
+        }
+        story_job_up(&story->job);
+        for (uint32_t unit = 0; unit < 2; unit++) {
+                const struct story_args args = { .unit = unit, .timeout_ms = 5000 };
+
+                story_job_must(&story->job, story_gather, args);
+                story_job_must(&story->job, story_release, args);
+        }
+}
+
+/* A daemon that stands still keeps its connections: each wait for it ends at its own deadline and
+ * says for which node, unit and round it waited. */
+static void stopped_is_named(struct story *story, uint32_t node)
+{
+        const struct story_args args = { .unit = 2, .timeout_ms = DEADLINE_MS };
+        struct story_worker *other = &story->job.workers[!node];
+        struct story_worker *own = &story->job.workers[node];
+        const char *const word = node ? "node 1" : "node 0";
+        struct story_result result;
+
+        up_small(story);
+        proc_daemon_signal(&story->bed, node, SIGSTOP);
+        result = story_call(other, story_gather, args);
+        check_in_time("gather", !node, &result);
+        story_expect(&result, AUTOEP_ETIMEDOUT, "'u2'", word, "round 1", NULL);
+        result = story_call(own, story_gather, args);
+        check_in_time("gather", node, &result);
+        story_expect(&result, AUTOEP_ETIMEDOUT, "'u2'", word, "round 1", NULL);
+        for (uint32_t rank = 0; rank < 2; rank++)
+                story_post(&story->job.workers[rank], story_step, args);
+        for (uint32_t rank = 0; rank < 2; rank++) {
+                result = story_take(&story->job.workers[rank], 5 * DEADLINE_MS);
+                check_in_time("step", rank, &result);
+                story_expect(&result, AUTOEP_ETIMEDOUT, word, "round 1", NULL);
+        }
+        proc_daemon_signal(&story->bed, node, SIGCONT);
+        serve_again(story);
+}
+
+static void test_stopped_is_named(void **state)
+{
+        stopped_is_named(*state, 1);
+        stopped_is_named(*state, 0);
+}
+
+/* The tool waits for its daemon no longer than it was told. */
+static void test_tool_and_stopped_daemon(void **state)
+{
+        struct story *story = *state;
+        const char *const argv[] = { getenv("AUTOEP_CTL"), "--socket",
+                                     story->bed.daemons[0].socket, "--timeout", "1", "jobs",
+                                     NULL };
+        char output[1024];
+
+        assert_non_null(argv[0]);
+        assert_int_equal(proc_run(argv, 20000, output, sizeof(output)), 0);
+        proc_daemon_signal(&story->bed, 0, SIGSTOP);
+        assert_int_equal(proc_run(argv, 20000, output, sizeof(output)), 5);
+        if (!strstr(output, story->bed.daemons[0].socket) || !strstr(output, "in time"))
+                fail_msg("'%s' does not name the daemon that has not answered", output);
+        proc_daemon_signal(&story->bed, 0, SIGCONT);
+        assert_int_equal(proc_run(argv, 20000, output, sizeof(output)), 0);
 }
 
 /* ---- before there is a job --------------------------------------------------------------- */
@@ -321,6 +408,9 @@ int main(void)
                 STORY(test_daemon_stopped, story_setup_shm),
                 STORY(test_decider_killed, story_setup_shm),
                 STORY(test_decider_stopped, story_setup_tcp),
+                STORY(test_stopped_is_named, story_setup_tcp),
+                STORY(test_stopped_is_named, story_setup_shm),
+                STORY(test_tool_and_stopped_daemon, story_setup_tcp),
                 STORY(test_forming, story_setup_tcp),
                 STORY(test_forming_without_daemon, story_setup_shm),
         };
