@@ -172,9 +172,11 @@ static int check_budget(struct ae_job *job, const struct plan *plan)
         return ae_fail(AE_EBUDGET,
                        "job '%s' needs %" PRIu64 " bytes on node %u (cache %" PRIu64
                        ", shard %" PRIu64 ", sums %" PRIu64 ", inbox %" PRIu64 ", overflow %" PRIu64
-                       "), its budget is %" PRIu64,
+                       "), its budget is %" PRIu64 ": raise %s, or take more nodes",
                        job->name, plan->sum, core->options.node, plan->cache, plan->shard,
-                       plan->acc + plan->total, plan->inbox + plan->out, plan->overflow, budget);
+                       plan->acc + plan->total, plan->inbox + plan->out, plan->overflow, budget,
+                       budget == job->model->message->budget_len ? "budget_len"
+                                                                 : "the daemon's memory");
 }
 
 static int make_region(struct ae_job *job, const char *name, uint64_t len, unsigned flags,

@@ -209,7 +209,8 @@ static void test_too_little_memory(void **state)
                 story_post(&job.workers[rank], story_register, (struct story_args){ 0 });
         for (uint32_t rank = 0; rank < 2; rank++) {
                 results[rank] = story_take(&job.workers[rank], 10000);
-                story_expect(&results[rank], AUTOEP_EBUDGET, "needs", "node", "4194304", NULL);
+                story_expect(&results[rank], AUTOEP_EBUDGET, "needs", "node", "4194304",
+                             "raise the daemon's memory", NULL);
         }
         story_job_end(&job);
 }

@@ -288,7 +288,7 @@ static void test_models(void **state)
                 { tweak_fp16, AUTOEP_EUNSUPPORTED, { "grad_wire", "99", "" } },
                 { tweak_dtype, AUTOEP_EINVAL, { "u2.w", "dtype", "5" } },
                 { tweak_overflow, AUTOEP_EINVAL, { "u1.w", "", "" } },
-                { tweak_budget, AUTOEP_EBUDGET, { "node 0", "budget", "1048576" } },
+                { tweak_budget, AUTOEP_EBUDGET, { "node 0", "1048576", "raise budget_len" } },
         };
         struct story *story = *state;
         struct story_result results[2];

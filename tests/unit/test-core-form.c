@@ -283,7 +283,7 @@ static void test_bad_models(void **state)
                 int status;
                 const char *words;
         } cases[] = {
-                { small_budget, AE_EBUDGET, "its budget is 1000" },
+                { small_budget, AE_EBUDGET, "its budget is 1000: raise budget_len" },
                 { small_cache, AE_EBUDGET, "cache_len 4096 on node" },
                 { odd_groups, AE_EINVAL, "sum_group 2 does not cut the 3 ranks of node 0" },
                 { odd_experts, AE_EINVAL, "ep_size 2" },
