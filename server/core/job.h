@@ -505,6 +505,7 @@ void ae_job_run(struct ae_task *task);
 
 void ae_worker_error(struct ae_worker *worker, uint64_t id, int status, const char *text);
 void ae_worker_wake(struct ae_worker *worker);
+void ae_worker_drop_init(struct ae_worker *worker); /* its initial values; life.c */
 /* What came early for a job, played back in its order. */
 void ae_early_play(struct ae_core *core, struct ae_ahead *ahead, uint32_t job);
 /* Aborts on failure: what an event or a request needs for a while. Freed by free(). */
@@ -561,6 +562,10 @@ void ae_form_show(struct ae_job *job, const char *text);
 /* Plans and makes all regions; AE_EBUDGET with the figures. */
 int ae_memory_new(struct ae_job *job);
 void ae_memory_free(struct ae_job *job);
+/* Memory for state on its way in or out, counted in the job's budget; AE_EBUDGET has figures. */
+int ae_memory_transfer(struct ae_job *job, const char *name, uint64_t len,
+                       struct ae_region **ret_region);
+void ae_memory_transferred(struct ae_job *job, struct ae_region *region);
 /* Bytes that a process may hold when it does not say: the two largest units. */
 uint64_t ae_memory_allowance(const struct ae_job *job);
 int ae_memory_grant(struct ae_job *job, uint32_t node);

@@ -209,6 +209,15 @@ static void bury(struct ae_job *job, struct ae_region *region)
         job->buried[job->n_buried++] = region;
 }
 
+void ae_worker_drop_init(struct ae_worker *worker)
+{
+        if (!worker->init)
+                return;
+        munmap(worker->init->base, worker->init->len);
+        free(worker->init);
+        worker->init = NULL;
+}
+
 static void free_worker(struct ae_worker *worker, struct ae_job *job)
 {
         const struct ae_core_options *options = &worker->core->options;
@@ -221,10 +230,7 @@ static void free_worker(struct ae_worker *worker, struct ae_job *job)
                 else if (regions[i])
                         options->ops->region_free(options->user, regions[i]);
         }
-        if (worker->init) {
-                munmap(worker->init->base, worker->init->len);
-                free(worker->init);
-        }
+        ae_worker_drop_init(worker);
         ae_model_free(worker->model);
         ae_table_free(worker->core, worker->order);
         ae_table_free(worker->core, worker->pins);

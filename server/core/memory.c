@@ -22,6 +22,7 @@
 struct plan {
         uint64_t params, cache, shard, acc, total, inbox, overflow, out;
         uint64_t sum;
+        uint64_t initial; /* while the initial values are staged; not in the sum */
 };
 
 static uint32_t grad_wire(const struct ae_job *job)
@@ -120,6 +121,24 @@ static uint64_t plan_overflow(const struct ae_job *job)
         return ae_align_up(len, 4096);
 }
 
+/* What the put of the initial values takes: a region at rank 0's node, its part at each owner. */
+static uint64_t plan_initial(const struct ae_job *job)
+{
+        const struct ae_layout *layout = job->layout;
+        uint32_t self = job->core->options.node;
+        uint64_t len = 0;
+
+        for (uint32_t s = 0; s < layout->n_slices; s++) {
+                const struct ae_layout_segment *segment =
+                        &layout->segments[layout->slices[s].segment];
+                uint64_t size = segment->trainable ? sizeof(float) : ae_dtype_size(segment->dtype);
+                uint32_t n = (layout->slices[s].node == self) + (job->rank_node[0] == self);
+
+                len += n * layout->slices[s].n * size;
+        }
+        return ae_align_up(len, 4096) + 4096;
+}
+
 static int make_plan(struct ae_job *job, struct plan *plan)
 {
         const struct ae_layout *layout = job->layout;
@@ -147,18 +166,31 @@ static int make_plan(struct ae_job *job, struct plan *plan)
         plan->out = grad_wire(job) == AE_DTYPE_BF16 ? plan->inbox : 0;
         plan->sum = plan->params + plan->cache + plan->shard + plan->acc + plan->total +
                     plan->inbox + plan->overflow + plan->out;
+        plan->initial = plan_initial(job);
         return 0;
+}
+
+/* What is left for the job: of the daemon's memory, and of its own budget. */
+static uint64_t budget_left(const struct ae_job *job, uint64_t *ret_budget)
+{
+        const struct ae_core *core = job->core;
+        uint64_t all = core->options.memory_len;
+        uint64_t others = AE_MIN(core->memory_len - job->memory_len, all);
+        uint64_t budget = all - others;
+
+        if (job->model->message->budget_len)
+                budget = AE_MIN(budget, job->model->message->budget_len);
+        *ret_budget = budget;
+        return budget - AE_MIN(job->memory_len, budget);
 }
 
 static int check_budget(struct ae_job *job, const struct plan *plan)
 {
         const struct ae_core *core = job->core;
-        uint64_t budget =
-                core->options.memory_len - AE_MIN(core->memory_len, core->options.memory_len);
         const uint64_t mib = AE_MIB;
+        uint64_t budget;
 
-        if (job->model->message->budget_len)
-                budget = AE_MIN(budget, job->model->message->budget_len);
+        (void)budget_left(job, &budget);
         ae_core_log(job->core, 2,
                     "memory of job '%s' on node %u: %" PRIu64 " MiB = cache %" PRIu64
                     " + shard %" PRIu64 " + node sums %" PRIu64 " + owner sums %" PRIu64
@@ -167,14 +199,16 @@ static int check_budget(struct ae_job *job, const struct plan *plan)
                     job->name, core->options.node, plan->sum / mib, plan->cache / mib,
                     plan->shard / mib, plan->acc / mib, plan->total / mib, plan->inbox / mib,
                     plan->overflow / mib, plan->out / mib, budget / mib);
-        if (plan->sum <= budget)
+        if (plan->sum <= budget && plan->initial <= budget - plan->sum)
                 return 0;
         return ae_fail(AE_EBUDGET,
                        "job '%s' needs %" PRIu64 " bytes on node %u (cache %" PRIu64
                        ", shard %" PRIu64 ", sums %" PRIu64 ", inbox %" PRIu64 ", overflow %" PRIu64
-                       "), its budget is %" PRIu64 ": raise %s, or take more nodes",
+                       ") and %" PRIu64 " more for its initial values, its budget is %" PRIu64
+                       ": raise %s, or take more nodes",
                        job->name, plan->sum, core->options.node, plan->cache, plan->shard,
-                       plan->acc + plan->total, plan->inbox + plan->out, plan->overflow, budget,
+                       plan->acc + plan->total, plan->inbox + plan->out, plan->overflow,
+                       plan->initial, budget,
                        budget == job->model->message->budget_len ? "budget_len"
                                                                  : "the daemon's memory");
 }
@@ -256,9 +290,42 @@ int ae_memory_new(struct ae_job *job)
         r = check_budget(job, &plan);
         if (r < 0)
                 return r;
-        job->memory_len = plan.sum;
+        job->memory_len += plan.sum;
         job->core->memory_len += plan.sum;
         return make_regions(job, &plan);
+}
+
+int ae_memory_transfer(struct ae_job *job, const char *name, uint64_t len,
+                       struct ae_region **ret_region)
+{
+        const struct ae_core_options *options = &job->core->options;
+        struct ae_region_spec spec = { .name = name, .shared = true, .net = true };
+        uint64_t budget;
+        uint64_t left = budget_left(job, &budget);
+        int r;
+
+        spec.len = ae_align_up(AE_MIN(AE_MAX(len, UINT64_C(1)), AE_NET_PUT_MAX), 4096);
+        if (len > left || spec.len > left || len > AE_NET_PUT_MAX)
+                return ae_fail(AE_EBUDGET,
+                               "a transfer of %" PRIu64 " bytes of state does not fit on node %u: "
+                               "job '%s' has %" PRIu64 " of its budget of %" PRIu64
+                               " bytes in use; transfer less at a time",
+                               len, options->node, job->name, job->memory_len, budget);
+        r = options->ops->region_new(options->user, &spec, ret_region);
+        if (r < 0)
+                return r;
+        job->memory_len += spec.len;
+        job->core->memory_len += spec.len;
+        return 0;
+}
+
+void ae_memory_transferred(struct ae_job *job, struct ae_region *region)
+{
+        const struct ae_core_options *options = &job->core->options;
+
+        job->memory_len -= region->len;
+        job->core->memory_len -= region->len;
+        options->ops->region_free(options->user, region);
 }
 
 static void revoke_all(struct ae_job *job, uint32_t node)

@@ -154,7 +154,7 @@ static void free_stage(struct ae_job *job, struct ae_stage *stage)
         if (stage->granted)
                 options->ops->revoke(options->user, stage->node, &stage->key);
         if (stage->region)
-                options->ops->region_free(options->user, stage->region);
+                ae_memory_transferred(job, stage->region);
         if (stage->message)
                 ae_control_free(&stage->message->base);
         free(stage);
@@ -180,17 +180,18 @@ static void reply_stage(struct ae_job *job, const struct ae_stage *stage, int st
 static int make_stage(struct ae_job *job, struct ae_stage *stage)
 {
         const struct ae_core_options *options = &job->core->options;
-        struct ae_region_spec spec = { .name = "autoep-stage", .shared = true, .net = true };
+        uint64_t len = 0;
         int r;
 
         for (size_t i = 0; i < stage->message->n_items; i++) {
                 const Autoep__StateItem *item = stage->message->items[i];
 
-                spec.len += item->n *
-                            ae_state_item_size(&job->layout->tensors[item->tensor], item->what);
+                if (ae_add_overflows(len, item->n * ae_state_item_size(
+                                                  &job->layout->tensors[item->tensor], item->what),
+                                     &len))
+                        return ae_fail(AE_EOVERFLOW, "the items have more than 2^64 bytes");
         }
-        spec.len = ae_align_up(AE_MAX(spec.len, UINT64_C(1)), 4096);
-        r = options->ops->region_new(options->user, &spec, &stage->region);
+        r = ae_memory_transfer(job, "autoep-stage", len, &stage->region);
         if (r < 0)
                 return r;
         stage->n_left = stage->message->n_items;

@@ -49,7 +49,7 @@ void ae_state_request_free(struct ae_request *request)
                         options->ops->revoke(options->user, node, &request->keys[node]);
         }
         if (request->region)
-                options->ops->region_free(options->user, request->region);
+                ae_memory_transferred(request->job, request->region);
         ae_cleanup_close(&request->fd);
         free(request->stretches);
         free(request->keys);
@@ -161,8 +161,14 @@ static void cut(struct ae_request *request, const Autoep__StateItem *item, uint6
         }
 }
 
-static int cut_all(struct ae_request *request, Autoep__StateItem *const *items, size_t n_items,
-                   uint64_t *ret_len)
+static uint64_t item_len(const struct ae_request *request, const Autoep__StateItem *item)
+{
+        return item->n *
+               ae_state_item_size(ae_state_home(request->job, item->tensor), item->what);
+}
+
+static int check_all(const struct ae_request *request, Autoep__StateItem *const *items,
+                     size_t n_items, uint64_t *ret_len)
 {
         uint64_t len = 0;
         int r;
@@ -171,22 +177,26 @@ static int cut_all(struct ae_request *request, Autoep__StateItem *const *items, 
                 r = check_item(request->job, items[i], request->put);
                 if (r < 0)
                         return r;
-                cut(request, items[i], len);
-                len += items[i]->n *
-                       ae_state_item_size(ae_state_home(request->job, items[i]->tensor),
-                                          items[i]->what);
+                if (ae_add_overflows(len, item_len(request, items[i]), &len))
+                        return ae_fail(AE_EOVERFLOW, "the items have more than 2^64 bytes");
         }
         *ret_len = len;
         return 0;
 }
 
+static void cut_all(struct ae_request *request, Autoep__StateItem *const *items, size_t n_items)
+{
+        uint64_t off = 0;
+
+        for (size_t i = 0; i < n_items; i++) {
+                cut(request, items[i], off);
+                off += item_len(request, items[i]);
+        }
+}
+
 static int make_region(struct ae_request *request, uint64_t len)
 {
-        const struct ae_core_options *options = &request->job->core->options;
-        struct ae_region_spec spec = { .name = "autoep-transfer", .shared = true, .net = true,
-                                       .len = ae_align_up(AE_MAX(len, UINT64_C(1)), 4096) };
-
-        return options->ops->region_new(options->user, &spec, &request->region);
+        return ae_memory_transfer(request->job, "autoep-transfer", len, &request->region);
 }
 
 static struct ae_request *new_request(struct ae_worker *worker, bool put, uint64_t id)
@@ -341,8 +351,12 @@ static int take_get(struct ae_request *request, const Autoep__Get *get, int fd)
         uint64_t len;
         int r;
 
-        r = cut_all(request, get->items, get->n_items, &len);
-        return r < 0 ? r : take_memory(request, len, fd);
+        r = check_all(request, get->items, get->n_items, &len);
+        if (r == 0)
+                r = take_memory(request, len, fd);
+        if (r == 0)
+                cut_all(request, get->items, get->n_items);
+        return r;
 }
 
 static int take_put(struct ae_request *request, const Autoep__Put *put, int fd)
@@ -351,8 +365,12 @@ static int take_put(struct ae_request *request, const Autoep__Put *put, int fd)
         int r;
 
         request->version = put->version;
-        r = cut_all(request, put->items, put->n_items, &len);
-        return r < 0 ? r : take_memory(request, len, fd);
+        r = check_all(request, put->items, put->n_items, &len);
+        if (r == 0)
+                r = take_memory(request, len, fd);
+        if (r == 0)
+                cut_all(request, put->items, put->n_items);
+        return r;
 }
 
 static void pause_note(struct ae_worker *worker, const Autoep__Pause *pause)
@@ -476,6 +494,7 @@ void ae_state_initial(struct ae_worker *worker)
         }
         if (len)
                 memcpy(request->region->base, worker->init->base, len);
+        ae_worker_drop_init(worker);
         request->len = len;
         ae_put_start(request);
 }

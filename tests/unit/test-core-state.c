@@ -185,6 +185,71 @@ static void test_replies_to_a_put(void **state)
         bed_free(bed);
 }
 
+/* ---- memory -------------------------------------------------------------------------------- */
+
+/* Many readers at once: as many as there is room for are served, the others hear the figures. */
+static void test_transfers_count(void **state)
+{
+        static const struct bed_hello hello = { .version = AE_WIRE_VERSION, .uid = 1000,
+                                                .job = "job", .token = "secret", .reader = true };
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+        struct ae_core *core = bed->nodes[0].core;
+        uint64_t before = core->memory_len;
+        struct bed_worker *readers[6];
+
+        (void)state;
+        for (uint32_t i = 0; i < 6; i++) {
+                assert_int_equal(bed_hello(bed, 0, &hello, &readers[i]), 0);
+                bed_register_reader(readers[i]);
+        }
+        core->options.memory_len = before + 3 * ae_align_up(BED_BIG_N * 4, 4096) + 100;
+        for (uint32_t i = 0; i < 6; i++)
+                get_big(readers[i]);
+        assert_int_equal(core->memory_len, before + 3 * ae_align_up(BED_BIG_N * 4, 4096));
+        assert_int_equal(job->memory_len, core->memory_len);
+        bed_run(bed);
+        for (uint32_t i = 0; i < 6; i++) {
+                if (i < 3) {
+                        assert_int_equal(readers[i]->type, AE_CONTROL_DONE);
+                        continue;
+                }
+                assert_int_equal(readers[i]->status, AE_EBUDGET);
+                assert_says(readers[i]->text, "a transfer of 1200000 bytes of state does not fit "
+                                              "on node 0: job 'job' has ");
+        }
+        assert_int_equal(core->memory_len, before);
+        get_big(readers[5]);
+        bed_run(bed);
+        assert_int_equal(readers[5]->type, AE_CONTROL_DONE);
+        bed_free(bed);
+}
+
+/* An owner without room calls the put off for all. */
+static void test_no_room_to_stage(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        uint64_t before[2];
+
+        (void)state;
+        for (uint32_t node = 0; node < 2; node++)
+                before[node] = bed->nodes[node].core->memory_len;
+        bed->nodes[1].core->options.memory_len = before[1] + 100;
+        put_ones(&bed->workers[0], 0);
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].status, AE_EBUDGET);
+        assert_says(bed->workers[0].text, "does not fit on node 1");
+        assert_int_equal(bed_job(bed, 0)->version, 0);
+        for (uint32_t node = 0; node < 2; node++)
+                bed->nodes[node].core->options.memory_len = AE_GIB;
+        put_ones(&bed->workers[0], 0);
+        bed_run(bed);
+        assert_int_equal(bed->workers[0].type, AE_CONTROL_DONE);
+        for (uint32_t node = 0; node < 2; node++)
+                assert_int_equal(bed->nodes[node].core->memory_len, before[node]);
+        bed_free(bed);
+}
+
 /* ---- all or none -------------------------------------------------------------------------- */
 
 static float master_of(const struct bed *bed, uint32_t node)
@@ -358,6 +423,8 @@ int main(void)
                 cmocka_unit_test(test_surplus_notes),
                 cmocka_unit_test(test_fetch_refused),
                 cmocka_unit_test(test_replies_to_a_put),
+                cmocka_unit_test(test_transfers_count),
+                cmocka_unit_test(test_no_room_to_stage),
                 cmocka_unit_test(test_put_waits_for_readers),
                 cmocka_unit_test(test_put_waits_for_apply),
                 cmocka_unit_test(test_get_beside_a_put),
