@@ -657,6 +657,18 @@ void ae_core_peer_down(struct ae_core *core, uint32_t node, const char *text)
         ae_core_settle(core);
 }
 
+/* A leave counts when all that was posted before it is taken, which may wait for a put. */
+static int drain(struct ae_worker *worker)
+{
+        int r = worker->page ? ae_ring_drain(worker) : 0;
+
+        if (r < 0 || !worker->leaving || (worker->page && !ae_ring_empty(worker)))
+                return r;
+        worker->leaving = false;
+        ae_form_leave(worker, worker->leave_id);
+        return 0;
+}
+
 int ae_core_worker_message(struct ae_worker *worker, uint32_t type, ProtobufCMessage *message,
                            int fd)
 {
@@ -670,9 +682,9 @@ int ae_core_worker_message(struct ae_worker *worker, uint32_t type, ProtobufCMes
         case AE_CONTROL_LEAVE:
                 /* what it posted before still counts: another rank may wait for its last exchange
                  */
-                r = worker->page ? ae_ring_drain(worker) : 0;
-                if (r == 0)
-                        ae_form_leave(worker, ((Autoep__Leave *)message)->id);
+                worker->leaving = true;
+                worker->leave_id = ((Autoep__Leave *)message)->id;
+                r = drain(worker);
                 ae_control_free(message);
                 ae_cleanup_close(&fd);
                 break;
@@ -692,7 +704,7 @@ int ae_core_worker_message(struct ae_worker *worker, uint32_t type, ProtobufCMes
 
 int ae_core_worker_ring(struct ae_worker *worker)
 {
-        int r = ae_ring_drain(worker);
+        int r = drain(worker);
 
         ae_core_settle(worker->core);
         return r;

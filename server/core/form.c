@@ -295,7 +295,6 @@ int ae_core_worker_new(struct ae_core *core, const struct ae_worker_spec *spec,
         worker->incarnation = spec->hello->incarnation;
         worker->hold_len = spec->hello->hold_len;
         worker->bell = -1;
-        ae_list_init(&worker->flow_order);
         ae_list_push(&core->workers, &worker->link);
         r = make_pages(worker, spec->hello->ring_len);
         if (r < 0) {

@@ -212,16 +212,26 @@ struct ae_flow_out { /* from a local rank to any */
         struct ae_list pending; /* struct ae_flow_msg */
 };
 
+/* What a local rank sends. It outlives the rank's leave: others may wait for its last messages. */
+struct ae_outbox {
+        struct ae_job *job;
+        struct ae_worker *worker; /* borrowed; NULL: it has left */
+        uint32_t rank;
+        struct ae_region *xout, *xin; /* borrowed; buried in the job when the rank is gone */
+        struct ae_flow_out *flows;  /* owned; per rank of the world */
+        struct ae_list order;       /* struct ae_flow_msg by ring position */
+        uint64_t free;              /* absolute ring position */
+};
+
 struct ae_flow_msg {
         struct ae_list link;      /* in its flow's pending list */
-        struct ae_core *core;     /* borrowed */
-        struct ae_worker *worker; /* borrowed; NULL when it is gone */
-        uint32_t src, dst;        /* ranks */
+        struct ae_outbox *outbox; /* borrowed */
+        uint32_t dst;             /* rank */
         uint64_t pos;
         uint32_t len;
         uint64_t seq;
         bool done;
-        struct ae_list order; /* among the worker's, for freeing its ring in order */
+        struct ae_list order; /* among the outbox's, for freeing its ring in order */
 };
 
 struct ae_worker {
@@ -251,10 +261,11 @@ struct ae_worker {
         struct ae_piece **order;  /* owned ring: pieces in ring order */
         uint32_t order_head, order_tail, order_cap;
         struct ae_local_step *step; /* owned copy of the request */
-        struct ae_flow_out *flows;  /* owned; per rank of the world */
+        struct ae_outbox *outbox;   /* borrowed from the job */
         uint64_t *flow_in;          /* owned; per source rank: next sequence number expected */
-        struct ae_list flow_order;  /* struct ae_flow_msg by ring position */
-        uint64_t xout_free;
+        uint64_t *flow_acked;       /* owned; likewise: how many it has consumed */
+        bool leaving;               /* its leave waits for entries that wait for a put */
+        uint64_t leave_id;
 };
 
 /* Ranks as the decider sees them while a job forms. */
@@ -363,6 +374,7 @@ struct ae_job {
         uint32_t n_local;          /* ranks of this node */
         uint32_t n_granted;        /* peers whose Grants came */
         struct ae_worker **locals; /* owned array; by local index; NULL when gone */
+        struct ae_outbox **outboxes; /* owned, and each; likewise, but kept when gone */
         uint32_t *n_uses;          /* owned; per unit */
         struct ae_job_peer *peers; /* owned; per node */
         struct ae_list unsent;     /* struct ae_job_peer */
@@ -577,6 +589,7 @@ int ae_memory_worker(struct ae_worker *worker); /* xout and xin, once the world 
 
 /* AE_EPROTO when the worker wrote nonsense. */
 int ae_ring_drain(struct ae_worker *worker);
+bool ae_ring_empty(const struct ae_worker *worker);
 void ae_ring_answer(struct ae_worker *worker, const struct ae_local_cqe *cqe);
 
 int ae_cache_new(struct ae_job *job);
@@ -674,7 +687,11 @@ int ae_flow_ack(struct ae_worker *worker, const struct ae_local_sqe *sqe);
 int ae_flow_arrived(struct ae_job *job, uint64_t note);
 int ae_flow_credit(struct ae_job *job, const struct ae_wire_xcredit *credit, size_t len);
 void ae_flow_put_done(struct ae_flow_msg *message);
-void ae_flow_free(struct ae_worker *worker);
+int ae_flow_new(struct ae_worker *worker);
+/* A rank leaves: the job fails if others are in an exchange with it. */
+void ae_flow_leave(struct ae_worker *worker);
+void ae_flow_worker_gone(struct ae_worker *worker);
+void ae_flow_free(struct ae_job *job);
 
 void ae_state_request(struct ae_worker *worker, uint32_t type, ProtobufCMessage *message, int fd);
 void ae_state_initial(struct ae_worker *worker); /* rank 0's initial values */

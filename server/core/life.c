@@ -105,6 +105,7 @@ void ae_job_release(struct ae_job *job)
         ae_owner_free(job);
         ae_fold_free(job);
         ae_cache_free(job);
+        ae_flow_free(job);
         ae_memory_free(job); /* revokes what the peers were granted */
         free_peers(job);
         for (uint32_t i = 0; i < job->n_groups; i++)
@@ -193,6 +194,7 @@ void ae_form_leave(struct ae_worker *worker, uint64_t id)
 
         if (job && !worker->reader && worker->joined && !worker->left &&
             job->state < AE_JOB_FAILED) {
+                ae_flow_leave(worker);
                 left.rank = worker->rank;
                 ae_job_control(job, 0, AE_CONTROL_LEFT, &left.base);
         }
@@ -235,8 +237,8 @@ static void free_worker(struct ae_worker *worker, struct ae_job *job)
         ae_table_free(worker->core, worker->order);
         ae_table_free(worker->core, worker->pins);
         ae_table_free(worker->core, worker->step);
-        ae_table_free(worker->core, worker->flows);
         ae_table_free(worker->core, worker->flow_in);
+        ae_table_free(worker->core, worker->flow_acked);
         ae_table_free(worker->core, worker);
 }
 
@@ -254,7 +256,7 @@ void ae_core_worker_gone(struct ae_worker *worker, const char *text)
                 ae_cache_worker_gone(worker);
                 ae_fold_worker_gone(worker);
                 ae_state_worker_gone(worker);
-                ae_flow_free(worker);
+                ae_flow_worker_gone(worker);
                 if (job->locals && !worker->reader)
                         job->locals[worker->local] = NULL;
                 ae_form_gone(worker);

@@ -390,11 +390,7 @@ int ae_memory_worker(struct ae_worker *worker)
         xin->slots_off =
                 ae_align_up(sizeof(*xin) + job->world * sizeof(struct ae_local_xflow), 4096);
         ((struct ae_local_page *)worker->page->base)->xout_len = out.len;
-        worker->flows = ae_table_new(job->core, job->world, sizeof(*worker->flows));
-        worker->flow_in = ae_table_new(job->core, job->world, sizeof(*worker->flow_in));
-        for (uint32_t rank = 0; rank < job->world; rank++)
-                ae_list_init(&worker->flows[rank].pending);
-        return 0;
+        return ae_flow_new(worker);
 }
 
 /* ---- grants ----------------------------------------------------------------------------- */

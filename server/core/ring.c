@@ -44,6 +44,11 @@ static int entry(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         return ae_fail(AE_EPROTO, "unknown ring entry %u", sqe->op);
 }
 
+static bool waits_for_put(const struct ae_worker *worker)
+{
+        return worker->job && worker->job->put_prepared && worker->job->state < AE_JOB_FAILED;
+}
+
 /* 1: took an entry, 0: there is none that may be taken now. */
 static int take(struct ae_worker *worker, struct ae_local_sqe *ret_sqe)
 {
@@ -51,7 +56,7 @@ static int take(struct ae_worker *worker, struct ae_local_sqe *ret_sqe)
         /* pairs with the worker's release of sq_tail */
         uint32_t tail = atomic_load_explicit(&page->sq_tail, memory_order_acquire);
 
-        if (tail == worker->sq_head || (worker->job && worker->job->put_prepared))
+        if (tail == worker->sq_head || waits_for_put(worker))
                 return 0; /* what comes during a put belongs to the round after it */
         if (tail - worker->sq_head > AE_LOCAL_SQ_LEN)
                 return ae_fail(AE_EPROTO, "its ring index jumped from %u to %u", worker->sq_head,
@@ -104,9 +109,15 @@ void ae_ring_answer(struct ae_worker *worker, const struct ae_local_cqe *cqe)
         ae_worker_wake(worker);
 }
 
+bool ae_ring_empty(const struct ae_worker *worker)
+{
+        return atomic_load_explicit(&page_of(worker)->sq_tail, memory_order_acquire) ==
+               worker->sq_head;
+}
+
 bool ae_core_worker_pending(const struct ae_worker *worker)
 {
         uint32_t tail = atomic_load_explicit(&page_of(worker)->sq_tail, memory_order_acquire);
 
-        return tail != worker->sq_head && !(worker->job && worker->job->put_prepared);
+        return tail != worker->sq_head && !waits_for_put(worker);
 }

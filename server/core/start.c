@@ -142,6 +142,7 @@ static void attach_locals(struct ae_job *job)
 
         job->n_local = job->peers[job->core->options.node].n_ranks;
         job->locals = ae_table_new(job->core, job->n_local, sizeof(struct ae_worker *));
+        job->outboxes = ae_table_new(job->core, job->n_local, sizeof(struct ae_outbox *));
         ae_list_for_each(worker, &job->core->workers, link) {
                 if (worker->job != job || worker->reader)
                         continue;
