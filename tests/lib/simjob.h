@@ -25,6 +25,7 @@ struct simjob_params {
         uint32_t n_steps;
         uint32_t slots;            /* inbox slots per sender; 0: 2 */
         uint32_t large_one_in;     /* a unit is large with this chance; 0: never */
+        bool huge;                 /* the first unit is larger than a cell */
         uint32_t max_units;        /* 0: 6 */
         bool pads;                 /* rings look small: pieces lie far apart in them */
         bool tight_cache;          /* the cache is as small as it may be */
