@@ -27,6 +27,8 @@
  *    stats.late_puts, its bytes dropped, the connection kept. A put that could never have been
  *    legal (key never granted to this connection, or bounds) breaks the connection.
  *  - Oversized or malformed frames break that connection and nothing else.
+ *  - What the peer sent before it closed comes out before AE_NET_EV_DOWN: every msg that has
+ *    reached this side, however many rounds they need.
  *  - After AE_NET_EV_DOWN the connection object is dead; ae_net_conn_close() frees it, and is the
  *    only call that still does something with it: the others return AE_ELOST, ae_net_revoke() 0.
  *    Its grants are gone, and so is the range's hold on them.

@@ -159,17 +159,15 @@ static void part_done(struct tcp_stream *stream)
         struct tcp_conn *conn = stream->conn;
         struct tcp_arrival *in = &stream->in;
         struct tcp_open *open = &conn->window[in->seq % TCP_WINDOW];
-        bool late = in->late, whole = true;
+        bool whole = true; /* once one part is late, those that end after it are too */
 
         assert(in->active && in->left == 0);
         in->active = false;
         if (in->striped) {
                 open->n_done++;
-                open->late |= late;
-                late = open->late;
                 whole = open->n_done == conn->n_streams;
         }
-        if (whole && late)
+        if (whole && in->late)
                 tcp_net_of(conn)->end.stats.late_puts++;
         else if (whole)
                 ae_conn_put_arrived(&conn->common, in->mem, in->mem_off, in->len, in->note,
@@ -179,7 +177,7 @@ static void part_done(struct tcp_stream *stream)
 }
 
 /* Enters a part of a striped put into the window. 1: it is too far ahead, negative: broke. */
-static int open_striped(struct tcp_stream *stream, const struct tcp_put_frame *frame, uint64_t tag)
+static int open_striped(struct tcp_stream *stream, const struct tcp_put_frame *frame)
 {
         struct tcp_conn *conn = stream->conn;
         uint64_t seq = le64toh(frame->seq);
@@ -195,10 +193,8 @@ static int open_striped(struct tcp_stream *stream, const struct tcp_put_frame *f
         assert(seq >= conn->window_base);
         if (seq >= conn->window_base + TCP_WINDOW)
                 return 1;
-        if (open->n_seen == 0) {
+        if (open->n_seen == 0)
                 open->frame = *frame;
-                open->tag = tag;
-        }
         same.part = open->frame.part;
         if (memcmp(&same, &open->frame, sizeof(same)) != 0) {
                 ae_conn_break(&conn->common, AE_EPROTO, "stream %u: the parts of put %llu differ",
@@ -246,7 +242,7 @@ static int begin_part(struct tcp_stream *stream, const struct tcp_put_frame *fra
                 return r;
         }
         if (frame->n_parts > 1) {
-                r = open_striped(stream, frame, tag);
+                r = open_striped(stream, frame);
                 if (r != 0)
                         return r;
         }
@@ -353,15 +349,23 @@ static ssize_t read_some(struct tcp_stream *stream)
         return n;
 }
 
-/* The peer has closed a data stream: its last messages come out before DOWN does. */
+/*
+ * The peer has closed a data stream: its last messages come out before DOWN does, in as many rounds
+ * as they need.
+ */
 static int hung_up(struct tcp_stream *stream, ssize_t n)
 {
         struct tcp_conn *conn = stream->conn;
+        struct tcp_net *net = tcp_net_of(conn);
         int r = n < 0 ? errno : 0;
 
         conn->ctl.source.ready |= EPOLLIN;
         if (ae_tcp_ctl_receive(conn) < 0)
                 return AE_ELOST;
+        if ((conn->ctl.source.ready & EPOLLIN) || !ae_evq_room(&net->end.events)) {
+                ae_wait_again(&net->end.wait, &stream->source);
+                return 1;
+        }
         errno = r;
         return receive_failed(conn, &stream->source, n);
 }

@@ -67,9 +67,7 @@ struct tcp_arrival {
 /* A striped put of which some parts have come. */
 struct tcp_open {
         uint8_t n_seen, n_done;
-        bool late;
         struct tcp_put_frame frame; /* of the first part seen */
-        uint64_t tag;
 };
 
 struct tcp_stream {

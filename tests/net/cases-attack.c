@@ -3,6 +3,7 @@
  * Conformance: peers that say wrong things, from raw sockets and, for shm, from a raw region. Each
  * may cost its own connection and nothing else.
  */
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -18,6 +19,8 @@
 #include "proto/net/tcp-addr.h"
 #include "proto/net/tcp.h"
 #include "tests/net/conformance.h"
+
+#define N_AHEAD 150 /* more than twice the striped puts that may be open */
 
 /* A victim, a good peer of its, and a grant to attack. */
 struct scene {
@@ -181,7 +184,7 @@ void attack_crowd(void **state)
 /* --- after a good handshake --- */
 
 struct attacker {
-        int ctl, data;             /* sockets; data: tcp only */
+        int ctl, data, data_2;     /* sockets; data: tcp only, data_2: for a pair of streams */
         struct shm_region *region; /* shm: ours */
         int bell;
         struct ae_net_conn *conn; /* the victim's end */
@@ -192,15 +195,28 @@ static void attacker_close(struct attacker *at)
         close(at->ctl);
         if (at->data >= 0)
                 close(at->data);
+        if (at->data_2 >= 0)
+                close(at->data_2);
         if (at->bell >= 0)
                 close(at->bell);
         if (at->region)
                 munmap(at->region, sizeof(*at->region));
 }
 
-static void tcp_attach(struct scene *s, struct attacker *at)
+static int tcp_join(struct scene *s, struct ae_hello *hello, uint8_t stream)
 {
-        struct ae_hello hello = { .kind = AE_HELLO_TCP, .n_streams = 1,
+        uint8_t frame[AE_HELLO_SIZE];
+        int fd = raw_connect(s);
+
+        hello->stream = stream;
+        ae_hello_encode(hello, frame);
+        raw_send(fd, frame, sizeof(frame));
+        return fd;
+}
+
+static void tcp_attach(struct scene *s, struct attacker *at, uint8_t n_streams)
+{
+        struct ae_hello hello = { .kind = AE_HELLO_TCP, .n_streams = n_streams,
                                   .who = { BED_VERSION, 9, 1, BED_CLUSTER } }, answer;
         uint8_t frame[AE_HELLO_SIZE], go[8];
 
@@ -211,9 +227,9 @@ static void tcp_attach(struct scene *s, struct attacker *at)
         assert_int_equal(ae_hello_decode(frame, AE_HELLO_TCP, AE_HELLO_TCP, &answer), 0);
         hello.kind = AE_HELLO_STREAM;
         hello.token = answer.token;
-        ae_hello_encode(&hello, frame);
-        at->data = raw_connect(s);
-        raw_send(at->data, frame, sizeof(frame));
+        at->data = tcp_join(s, &hello, 0);
+        if (n_streams == 2)
+                at->data_2 = tcp_join(s, &hello, 1);
         raw_receive(s, at->ctl, go, sizeof(go));
         assert_int_equal(go[4], TCP_FRAME_GO);
 }
@@ -258,17 +274,22 @@ static void shm_attach(struct scene *s, struct attacker *at)
         close(fd);
 }
 
-static void attach(struct scene *s, struct attacker *at)
+static void attach_with(struct scene *s, struct attacker *at, uint8_t n_streams)
 {
         uint32_t n_up = s->victim->n[AE_NET_EV_UP];
 
-        *at = (struct attacker){ .ctl = -1, .data = -1, .bell = -1 };
+        *at = (struct attacker){ .ctl = -1, .data = -1, .data_2 = -1, .bell = -1 };
         if (bed_is("tcp"))
-                tcp_attach(s, at);
+                tcp_attach(s, at, n_streams);
         else
                 shm_attach(s, at);
         bed_wait(s->victim, AE_NET_EV_UP, n_up + 1);
         at->conn = bed_record(s->victim, AE_NET_EV_UP, n_up)->event.conn;
+}
+
+static void attach(struct scene *s, struct attacker *at)
+{
+        attach_with(s, at, 1);
 }
 
 /* The victim has broken off the attacker's connection as a breach of the protocol. */
@@ -441,7 +462,7 @@ static void shm_bad_regions(struct scene *s)
 
         for (uint32_t i = 0; i < AE_ARRAY_LEN(bad); i++) {
                 int fd = region_fd(bad[i].len, bad[i].sealed);
-                struct attacker at = { .ctl = -1, .data = -1, .bell = -1 };
+                struct attacker at = { .ctl = -1, .data = -1, .data_2 = -1, .bell = -1 };
 
                 shm_offer(s, &at, fd, bad[i].n_fds);
                 bed_wait(s->victim, AE_NET_EV_REFUSED, i + 1);
@@ -507,5 +528,62 @@ void attack_hang_up_midway(void **state)
         bed_wait(s.victim, AE_NET_EV_DOWN, 1);
         assert_int_equal(bed_record(s.victim, AE_NET_EV_DOWN, 0)->event.status, AE_ELOST);
         assert_int_equal(s.victim->n[AE_NET_EV_MSG], 0);
+        scene_close(&s);
+}
+
+/* Last words on the control stream, behind a data stream that is found closed before it. */
+void attack_data_stream_hangs_up_first(void **state)
+{
+        static const uint8_t msg[] = { 2, 0, 0, 0, 1, 0, 0, 0, 'h', 'i' };
+        uint8_t msgs[2000 * sizeof(msg)]; /* more than an endpoint queues at once */
+        struct attacker at;
+        struct scene s;
+
+        if (!bed_is("tcp"))
+                skip(); /* only there a connection has several sockets */
+        scene_open(&s, *state, 0);
+        attach(&s, &at);
+        assert_int_equal(shutdown(at.data, SHUT_WR), 0);
+        for (size_t i = 0; i < sizeof(msgs); i++)
+                msgs[i] = msg[i % sizeof(msg)];
+        raw_send(at.ctl, msgs, sizeof(msgs));
+        bed_wait(s.victim, AE_NET_EV_DOWN, 1);
+        assert_int_equal(s.victim->n[AE_NET_EV_MSG], 2000);
+        s.n_good_msgs = 2000;
+        attacker_close(&at);
+        scene_close(&s);
+}
+
+/* One stream carries its part of many striped puts before the other has carried any. */
+void attack_stream_runs_ahead(void **state)
+{
+        struct tcp_put_frame put = { .type = TCP_PUT_TYPE, .n_parts = 2, .len = 0 };
+        struct tcp_put_frame parts[2][N_AHEAD];
+        struct ae_net_key key;
+        struct attacker at;
+        struct scene s;
+
+        if (!bed_is("tcp"))
+                skip(); /* only there a put has parts */
+        scene_open(&s, *state, 0);
+        attach_with(&s, &at, 2);
+        assert_int_equal(ae_net_grant(at.conn, s.mem, 0, 65536, &key), 0);
+        memcpy(put.key, &key, sizeof(key));
+        for (uint32_t i = 0; i < N_AHEAD; i++) {
+                parts[0][i] = parts[1][i] = put;
+                parts[0][i].seq = parts[1][i].seq = htole64(i);
+                parts[0][i].note = parts[1][i].note = htole64(i);
+                parts[1][i].part = 1;
+        }
+        raw_send(at.data, parts[0], sizeof(parts[0]));
+        bed_settle(*state);
+        assert_int_equal(s.victim->n[AE_NET_EV_NOTIFY], 0);
+        raw_send(at.data_2, parts[1], sizeof(parts[1]));
+        bed_wait(s.victim, AE_NET_EV_NOTIFY, N_AHEAD);
+        for (uint32_t i = 0; i < N_AHEAD; i++)
+                assert_int_equal(bed_record(s.victim, AE_NET_EV_NOTIFY, i)->event.note, i);
+        ae_net_conn_close(at.conn);
+        attacker_close(&at);
+        s.victim->n[AE_NET_EV_NOTIFY] = 0; /* these were legal */
         scene_close(&s);
 }

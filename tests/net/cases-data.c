@@ -123,6 +123,43 @@ void msgs_back_pressure(void **state)
         assert_int_equal(b->n[AE_NET_EV_MSG], n_sent);
 }
 
+void msg_stays_until_next_poll(void **state)
+{
+        struct peer *a = bed_open(*state, 1), *b = bed_open(*state, 2);
+        struct ae_net_conn *far, *conn = bed_connect(a, b, &far);
+        struct area area = area_private(65536);
+        struct ae_net_event events[16];
+        uint32_t n_got = 0;
+
+        b->still = true;
+        for (uint32_t i = 0; i < 100; i++) {
+                area_fill(&area, 0, 60000, i);
+                while (ae_net_msg(conn, area.base, 60000 - i) == AE_EAGAIN) {
+                        b->still = false;
+                        n_got = b->n[AE_NET_EV_MSG];
+                        bed_wait(a, AE_NET_EV_WRITABLE, a->n[AE_NET_EV_WRITABLE] + 1);
+                        b->still = true;
+                }
+        }
+        n_got = b->n[AE_NET_EV_MSG];
+        while (n_got < 100) {
+                int n = ae_net_poll(b->net, events, 16);
+
+                if (n == 0)
+                        bed_turn(*state);
+                assert_int_equal(ae_net_msg(far, area.base, 100), 0);
+                for (int i = 0; i < n; i++, n_got++) {
+                        struct area got = { .base = (char *)(uintptr_t)events[i].data,
+                                            .len = events[i].len };
+
+                        assert_int_equal(events[i].kind, AE_NET_EV_MSG);
+                        assert_int_equal(got.len, 60000 - n_got);
+                        assert_true(area_has(&got, 0, got.len, n_got, 0));
+                }
+        }
+        area_free(&area);
+}
+
 static void put_64_mib(struct bed *bed, struct area source)
 {
         struct peer *a = bed_open(bed, 1), *b = bed_open(bed, 2);
@@ -342,9 +379,14 @@ void puts_back_pressure(void **state)
                 }
                 assert_int_equal(r, AE_EAGAIN);
                 n_full++;
+                for (int i = 0; i < 100; i++)
+                        bed_turn(*state);
+                assert_true(n - a->n[AE_NET_EV_PUT_DONE] <= 4);
                 b->still = false;
                 bed_wait(a, AE_NET_EV_WRITABLE, n_writable + 1);
                 b->still = true;
+                assert_int_equal(ae_net_put(conn, &key, 0, from, 0, area.len, n, n), 0);
+                n++;
         }
         b->still = false;
         bed_wait(b, AE_NET_EV_NOTIFY, n);
@@ -355,6 +397,100 @@ void puts_back_pressure(void **state)
         bed_close(a);
         bed_close(b);
         area_free(&area);
+}
+
+/* Sends msgs and puts until both are turned away, and again only after WRITABLE. */
+struct filler {
+        struct ae_net_conn *conn;
+        struct ae_net_key key;
+        struct ae_net_mem *from;
+        char *msg;
+        bool msg_full, put_full;
+        uint32_t n_msgs, n_puts;
+};
+
+static void fill_up(struct filler *f)
+{
+        int r = 0;
+
+        while (!f->put_full && f->n_puts < 300) {
+                r = ae_net_put(f->conn, &f->key, 0, f->from, 0, 1 << 20, f->n_puts, f->n_puts);
+                f->put_full = r == AE_EAGAIN;
+                f->n_puts += r == 0;
+                assert_true(r == 0 || r == AE_EAGAIN);
+        }
+        while (!f->msg_full && f->n_msgs < 100) {
+                r = ae_net_msg(f->conn, f->msg, AE_NET_MSG_MAX);
+                f->msg_full = r == AE_EAGAIN;
+                f->n_msgs += r == 0;
+                assert_true(r == 0 || r == AE_EAGAIN);
+        }
+}
+
+static void on_writable(struct peer *peer, const struct ae_net_event *event)
+{
+        struct filler *f = peer->user;
+
+        if (event->kind != AE_NET_EV_WRITABLE)
+                return;
+        f->msg_full = f->put_full = false;
+        fill_up(f);
+}
+
+void msgs_and_puts_back_pressure(void **state)
+{
+        struct ae_net_options options = { .max_in_flight = 4 << 20 };
+        struct peer *a = bed_open_with(*state, 1, &options), *b = bed_open(*state, 2);
+        struct ae_net_conn *far, *conn = bed_connect(a, b, &far);
+        struct area area = area_new(1 << 20);
+        struct ae_net_mem *to = area_map(b, &area);
+        struct filler f = { .conn = conn, .from = area_map(a, &area), .msg = area.base };
+
+        assert_int_equal(ae_net_grant(far, to, 0, area.len, &f.key), 0);
+        a->muted = b->muted = true;
+        a->on_event = on_writable;
+        a->user = &f;
+        b->still = true;
+        fill_up(&f);
+        assert_true(f.msg_full && f.put_full);
+        bed_settle(*state);
+        b->still = false;
+        bed_wait(b, AE_NET_EV_MSG, 100);
+        bed_wait(b, AE_NET_EV_NOTIFY, 300);
+        bed_wait(a, AE_NET_EV_PUT_DONE, 300);
+        bed_close(a);
+        bed_close(b);
+        area_free(&area);
+}
+
+void any_number_of_streams(void **state)
+{
+        static const uint32_t counts[] = { 1, 3, 8 };
+        struct peer *b = bed_open(*state, 9);
+        struct area source = area_new(5 << 20), target = area_new(5 << 20);
+        struct ae_net_mem *to = area_map(b, &target);
+
+        area_fill(&source, 0, source.len, 3);
+        for (uint32_t i = 0; i < AE_ARRAY_LEN(counts); i++) {
+                struct ae_net_options options = { .streams = counts[i] };
+                struct peer *a = bed_open_with(*state, i, &options);
+                struct ae_net_conn *far, *conn = bed_connect(a, b, &far);
+                struct ae_net_mem *from = area_map(a, &source);
+                struct ae_net_key key;
+
+                memset(target.base, 0, target.len);
+                assert_int_equal(ae_net_grant(far, to, 0, target.len, &key), 0);
+                for (uint32_t j = 0; j < 4; j++)
+                        bed_put(a, conn, &key, j << 20, from, j << 20, (2 << 20) - 1, j, j);
+                bed_wait(b, AE_NET_EV_NOTIFY, 4 * (i + 1));
+                bed_wait(a, AE_NET_EV_PUT_DONE, 4);
+                assert_true(area_has(&target, 0, target.len - 1, 3, 0));
+                assert_int_equal(target.base[target.len - 1], 0);
+        }
+        for (uint32_t i = 0; i < ((struct bed *)*state)->n_peers; i++)
+                bed_close(&((struct bed *)*state)->peers[i]);
+        area_free(&source);
+        area_free(&target);
 }
 
 void put_larger_than_in_flight(void **state)

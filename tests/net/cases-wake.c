@@ -32,9 +32,11 @@ struct sleeper {
         struct ae_net_mem *mem;
         struct ae_net_key key; /* the other's */
         bool has_key;
-        uint32_t n_msgs, n_notified, n_posted, n_done, n_wakes, n_down;
+        uint32_t n_hellos, n_msgs, n_notified, n_posted, n_done, n_wakes, n_down, n_writable;
         bool finished;
         bool quiet; /* answers nothing and posts nothing by itself */
+        bool sleepy; /* wakes only set a flag; see doze() */
+        bool armed, woken;
         char address[AE_NET_ADDR_MAX];
 };
 
@@ -45,7 +47,9 @@ static void on_wake(void *user)
         struct sleeper *s = user;
 
         s->n_wakes++;
-        drain(s);
+        s->woken = true;
+        if (!s->sleepy)
+                drain(s);
 }
 
 void arm_says_busy(void **state)
@@ -95,6 +99,7 @@ static void on_msg(struct sleeper *s, const struct ae_net_event *event)
                 assert_int_equal(event->len, sizeof(s->key));
                 memcpy(&s->key, event->data, sizeof(s->key));
                 s->has_key = true;
+                s->n_hellos++;
                 if (s->serves && !s->quiet)
                         assert_int_equal(ae_net_msg(s->conn, "ball", 4), 0);
                 return;
@@ -125,6 +130,8 @@ static void on_event(struct sleeper *s, const struct ae_net_event *event)
                 s->n_down++;
                 break;
         case AE_NET_EV_WRITABLE:
+                s->n_writable++;
+                break;
         case AE_NET_EV_REFUSED:
                 break;
         }
@@ -217,6 +224,26 @@ static void poll_both(struct sleeper *a, struct sleeper *b)
         }
 }
 
+/* Back-pressure ends between the last poll and arm(). */
+static void check_woken_writable(struct sleeper *a, struct sleeper *b, uv_loop_t *loop)
+{
+        uint32_t n_sent = b->n_msgs;
+
+        while (ae_net_msg(a->conn, "ball", 4) == 0)
+                n_sent++;
+        drain(a);
+        while (a->n_writable == 0) { /* in time what is on its way takes up no more */
+                assert_int_equal(ae_net_msg(a->conn, "ball", 4), AE_EAGAIN);
+                drain(b);
+                check_woken(a, loop);
+                drain(a);
+        }
+        poll_both(a, b);
+        while (b->n_msgs < n_sent)
+                poll_both(a, b);
+        assert_int_equal(b->n_msgs, n_sent);
+}
+
 static void sleeper_close(struct sleeper *s)
 {
         s->net = ae_net_close(s->net);
@@ -256,11 +283,152 @@ void what_came_before_arm(void **state)
                 assert_int_equal(b.n_notified, i + 1);
                 assert_int_equal(a.n_done, i + 1);
         }
+        check_woken_writable(&a, &b, &loop);
         ae_net_conn_close(a.conn);
         a.conn = NULL;
         check_woken(&b, &loop); /* DOWN */
         poll_both(&a, &b);
         assert_int_equal(b.n_down, 1);
+        sleeper_close(&a);
+        sleeper_close(&b);
+        uv_run(&loop, UV_RUN_DEFAULT);
+        assert_int_equal(uv_loop_close(&loop), 0);
+}
+
+/*
+ * An owner that keeps to what arm() says: it polls once when it was woken or told that there is
+ * more, and otherwise sleeps.
+ */
+static void doze(struct sleeper *s)
+{
+        static struct ae_net_event events[4096];
+        int n;
+
+        if (!s->armed && !s->woken) {
+                s->armed = ae_net_arm(s->net) == 0;
+                s->woken = !s->armed;
+        }
+        if (!s->woken)
+                return;
+        s->armed = s->woken = false;
+        n = ae_net_poll(s->net, events, 4096);
+        for (int i = 0; i < n; i++)
+                on_event(s, &events[i]);
+}
+
+static void doze_until(struct sleeper *a, struct sleeper *b, uv_loop_t *loop, const uint32_t *count,
+                       uint32_t n)
+{
+        uint64_t end_ns = ae_now_ns() + 10 * AE_NS_PER_S;
+
+        while (*count < n) {
+                doze(a);
+                doze(b);
+                if (a->sim)
+                        (void)ae_sim_step(a->sim); /* that nothing is left shows by the clock */
+                else
+                        uv_run(loop, UV_RUN_NOWAIT);
+                if (ae_now_ns() > end_ns)
+                        fail_msg("of %u events %u came: nobody was woken for the rest", n, *count);
+        }
+}
+
+void sleeps_only_when_all_is_done(void **state)
+{
+        struct sleeper a = { .quiet = true, .sleepy = true }, b = { .quiet = true, .sleepy = true };
+        struct area area = area_new((uint64_t)80 << 20);
+        struct ae_net_mem *from, *to;
+        struct ae_net_conn *conn;
+        struct ae_net_key key;
+        uv_loop_t loop;
+        uint32_t n = 0;
+
+        assert_int_equal(uv_loop_init(&loop), 0);
+        sleeper_open(&b, *state, 2, &loop);
+        sleeper_open(&a, *state, 1, &loop);
+        if (!a.sim) {
+                uv_prepare_stop(&a.arm);
+                uv_prepare_stop(&b.arm);
+        }
+        assert_int_equal(ae_net_connect(a.net, b.address, 2, &conn), 0);
+        while (!a.has_key || !b.has_key)
+                doze_until(&a, &b, &loop, a.has_key ? &b.n_hellos : &a.n_hellos, 1);
+        /* More msgs than are queued at once, of which nothing but the first shows on the socket. */
+        while (n < 5000 && ae_net_msg(a.conn, "ball", 4) == 0)
+                n++;
+        assert_true(n == 5000 || a.sim); /* that has a window of its own */
+        a.armed = false;
+        doze_until(&a, &b, &loop, &b.n_msgs, n);
+        /* And more notifies. */
+        for (n = 0; n < 5000; n++) {
+                while (ae_net_put(a.conn, &a.key, 0, NULL, 0, 0, n, n) == AE_EAGAIN) {
+                        a.armed = false;
+                        doze_until(&a, &b, &loop, &a.n_writable, a.n_writable + 1);
+                }
+        }
+        a.armed = false;
+        doze_until(&a, &b, &loop, &b.n_notified, n);
+        doze_until(&a, &b, &loop, &a.n_done, n);
+        /* A put that is longer than what one round sends and receives. */
+        assert_int_equal(ae_net_map(a.net, area.base, area.len, area.fd, 0, &from), 0);
+        assert_int_equal(ae_net_map(b.net, area.base, area.len, area.fd, 0, &to), 0);
+        assert_int_equal(ae_net_grant(b.conn, to, 0, area.len, &key), 0);
+        assert_int_equal(ae_net_put(a.conn, &key, 0, from, 0, area.len, 1, 1), 0);
+        a.armed = b.armed = false;
+        doze_until(&a, &b, &loop, &b.n_notified, n + 1);
+        doze_until(&a, &b, &loop, &a.n_done, n + 1);
+        sleeper_close(&a);
+        sleeper_close(&b);
+        area_free(&area);
+        uv_run(&loop, UV_RUN_DEFAULT);
+        assert_int_equal(uv_loop_close(&loop), 0);
+}
+
+void wakes_from_the_loop_alone(void **state)
+{
+        struct sleeper a = { .quiet = true, .sleepy = true }, b = { .quiet = true, .sleepy = true };
+        struct ae_net_conn *conn;
+        struct ae_net_mem *mem;
+        struct ae_net_key key;
+        uint32_t n_wakes;
+        uv_loop_t loop;
+
+        if (((struct bed *)*state)->sim)
+                skip(); /* there wakes are events */
+        assert_int_equal(uv_loop_init(&loop), 0);
+        sleeper_open(&b, *state, 2, &loop);
+        sleeper_open(&a, *state, 1, &loop);
+        uv_prepare_stop(&a.arm);
+        uv_prepare_stop(&b.arm);
+        assert_int_equal(ae_net_connect(a.net, b.address, 2, &conn), 0);
+        while (!a.has_key || !b.has_key)
+                poll_both(&a, &b);
+        while (ae_net_arm(b.net) == 1)
+                poll_both(&a, &b);
+        n_wakes = b.n_wakes;
+        for (uint32_t i = 0; i < 10; i++)
+                assert_int_equal(ae_net_msg(a.conn, "ball", 4), 0);
+        /* Whatever is called while events wait, nothing comes back from inside. */
+        assert_int_equal(ae_net_msg(b.conn, "ball", 4), 0);
+        assert_int_equal(ae_net_put(b.conn, &b.key, 0, b.mem, 0, 100, 1, 1), 0);
+        assert_int_equal(ae_net_grant(b.conn, b.mem, 0, 100, &key), 0);
+        assert_int_equal(ae_net_revoke(b.conn, &key), 0);
+        assert_int_equal(ae_net_map(b.net, b.area.base, 100, -1, 0, &mem), 0);
+        ae_net_unmap(mem);
+        assert_int_equal(b.n_wakes, n_wakes);
+        /* Once for an arm() that said 0, and not again before the next. */
+        for (int i = 0; i < 200 && b.n_wakes == n_wakes; i++) {
+                drain(&a);
+                uv_run(&loop, UV_RUN_NOWAIT);
+        }
+        for (int i = 0; i < 20; i++) {
+                assert_int_equal(ae_net_msg(a.conn, "ball", 4), 0);
+                drain(&a);
+                uv_run(&loop, UV_RUN_NOWAIT);
+        }
+        assert_int_equal(b.n_wakes, n_wakes + 1);
+        poll_both(&a, &b);
+        assert_int_equal(b.n_msgs, 30);
         sleeper_close(&a);
         sleeper_close(&b);
         uv_run(&loop, UV_RUN_DEFAULT);

@@ -19,6 +19,8 @@
         X(death_with_outstanding)                                                                 \
         X(dead_connection_is_inert)                                                               \
         X(last_words_arrive)                                                                      \
+        X(close_drops_what_is_queued)                                                             \
+        X(connector_gives_up)                                                                     \
         X(endpoint_close_with_all_alive)                                                          \
         X(no_descriptor_growth)
 
@@ -26,12 +28,15 @@
         X(msgs_of_all_sizes)                                                                      \
         X(msgs_in_order)                                                                          \
         X(msgs_back_pressure)                                                                     \
+        X(msg_stays_until_next_poll)                                                              \
         X(put_of_64_mib)                                                                          \
         X(put_of_64_mib_private)                                                                  \
         X(put_of_nothing)                                                                         \
         X(puts_both_ways)                                                                         \
         X(puts_back_pressure)                                                                     \
+        X(msgs_and_puts_back_pressure)                                                            \
         X(put_larger_than_in_flight)                                                              \
+        X(any_number_of_streams)                                                                  \
         X(put_source_checked)                                                                     \
         X(ranges_come_and_go)
 
@@ -50,6 +55,8 @@
 #define WAKE_CASES(X)                                                                             \
         X(arm_says_busy)                                                                          \
         X(what_came_before_arm)                                                                   \
+        X(sleeps_only_when_all_is_done)                                                           \
+        X(wakes_from_the_loop_alone)                                                              \
         X(ping_pong_by_wake)                                                                      \
         X(two_threads)
 
@@ -58,7 +65,9 @@
         X(attack_silence)                                                                         \
         X(attack_crowd)                                                                           \
         X(attack_bad_frames)                                                                      \
-        X(attack_hang_up_midway)
+        X(attack_hang_up_midway)                                                                  \
+        X(attack_data_stream_hangs_up_first)                                                      \
+        X(attack_stream_runs_ahead)
 
 #define DECLARE_CASE(name) void name(void **state);
 CONNECT_CASES(DECLARE_CASE)
