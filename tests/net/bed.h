@@ -49,7 +49,7 @@ struct bed {
         uint32_t n_peers;
         struct peer peers[BED_PEERS];
         int n_steps;     /* events of sim in one turn */
-        uint64_t end_ns; /* when a test that still turns has failed */
+        uint64_t end_ns; /* of bed_spent_ns(), when a test that still turns has failed */
 };
 
 /* Memory that puts come from or go to: a sealed memfd, or private. */
@@ -76,6 +76,12 @@ struct peer *bed_open(struct bed *bed, uint32_t node);
 /* The same with more options; loop, listen and an unset hello are filled in. */
 struct peer *bed_open_with(struct bed *bed, uint32_t node, struct ae_net_options *options);
 void bed_close(struct peer *peer);
+
+/*
+ * Processor time of this process. A test that turns by hand never sleeps, so this tells a test that
+ * waits in vain from one that a busy machine keeps waiting.
+ */
+uint64_t bed_spent_ns(void);
 
 /* Polls everyone once. */
 void bed_turn(struct bed *bed);
