@@ -77,6 +77,14 @@ enum autoep_optimizer { AUTOEP_ADAMW = 1, AUTOEP_SGD = 2, AUTOEP_EXTERNAL = 3 };
 enum autoep_init { AUTOEP_INIT_RANK0 = 0, AUTOEP_INIT_ALL_EQUAL = 1 };
 enum autoep_nonfinite { AUTOEP_NONFINITE_SKIP = 0, AUTOEP_NONFINITE_STOP = 1 };
 enum autoep_group { AUTOEP_GROUP_EP = 0, AUTOEP_GROUP_EDP = 1, AUTOEP_GROUP_WORLD = 2 };
+/* What an exchange is part of, for autoep_announce(). */
+enum autoep_collective {
+        AUTOEP_EXCHANGE = 0,
+        AUTOEP_ALL_REDUCE = 1,
+        AUTOEP_ALL_GATHER = 2,
+        AUTOEP_DISPATCH = 3,
+        AUTOEP_COMBINE = 4
+};
 enum autoep_verdict_kind { AUTOEP_APPLIED = 1, AUTOEP_SKIPPED = 2, AUTOEP_REDO = 3 };
 enum autoep_what {
         AUTOEP_WEIGHT = 1,  /* in the tensor's dtype */
@@ -345,11 +353,22 @@ AUTOEP_API int autoep_put(autoep *handle, uint64_t version, const struct autoep_
  * All-to-all with variable block sizes inside this rank's group, carried by the daemons. Every rank
  * of the group calls it in the same order. @send: blocks for position 0, 1, … back to back;
  * send_len, recv_len: bytes per position. Zero-byte blocks are fine. AUTOEP_EMISMATCH when a peer's
- * block has another size than recv_len says or belongs to another call.
+ * block has another size than recv_len says or belongs to another call; the job fails with it, so
+ * that every rank hears who differed.
  */
 AUTOEP_API int autoep_exchange(autoep *handle, enum autoep_group group, const void *send,
                                const uint64_t *send_len, void *recv, const uint64_t *recv_len,
                                int timeout_ms);
+
+/*
+ * Says what the exchanges of the group are part of from here on: kind, a number of the caller's
+ * (layer, tensor), and the bytes if they are alike on all ranks, otherwise 0. Libraries and daemons
+ * compare these three and the exchange's number between the ranks of the group, so that two
+ * collectives in another order on one rank are AUTOEP_EMISMATCH and never a wrong sum. At first
+ * AUTOEP_EXCHANGE, 0, 0. AUTOEP_EINVAL when there is no such group or kind.
+ */
+AUTOEP_API int autoep_announce(autoep *handle, enum autoep_group group,
+                               enum autoep_collective kind, uint32_t id, uint64_t len);
 
 /* ---- figures ---------------------------------------------------------------------------- */
 

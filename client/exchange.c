@@ -20,7 +20,6 @@
 #define EXCHANGE_HEAD sizeof(struct ae_local_xhead)
 #define EXCHANGE_ACK_EVERY 2 /* half a flow's slots, so that its sender seldom stands still */
 #define EXCHANGE_NAMED 8     /* ranks in a text */
-#define EXCHANGE_GROUPS 3
 
 /* A rank as seen from this one. The block of the running call, and the flow that outlives it. */
 struct peer {
@@ -32,12 +31,19 @@ struct peer {
         bool sent_all, received_all;
 };
 
+static_assert((int)AUTOEP_EXCHANGE == AE_COLLECTIVE_EXCHANGE &&
+              (int)AUTOEP_ALL_REDUCE == AE_COLLECTIVE_ALL_REDUCE &&
+              (int)AUTOEP_ALL_GATHER == AE_COLLECTIVE_ALL_GATHER &&
+              (int)AUTOEP_DISPATCH == AE_COLLECTIVE_DISPATCH &&
+              (int)AUTOEP_COMBINE == AE_COLLECTIVE_COMBINE, "shared values");
+
 struct ae_flows {
         struct ae_ring out;
         struct ae_local_xin *xin; /* borrowed, read-only memory */
         uint64_t slot_len;
         uint64_t slots_off;
-        uint64_t seq[EXCHANGE_GROUPS]; /* calls made in each group */
+        /* The running or next call of each group: seq, and what was announced. */
+        struct ae_local_xhead calls[AE_LOCAL_XGROUPS];
         bool broken;
         /* the running call */
         enum autoep_group group;
@@ -47,6 +53,12 @@ struct ae_flows {
 };
 
 /* ---- the flows -------------------------------------------------------------------------- */
+
+/* The header of the running call's messages, but for what differs from message to message. */
+static struct ae_local_xhead *running(const struct ae_flows *flows)
+{
+        return (struct ae_local_xhead *)&flows->calls[flows->group];
+}
 
 static int check_xin(const struct autoep *h, const struct ae_local_xin *xin)
 {
@@ -140,15 +152,15 @@ static int send_one(struct autoep *h, uint32_t rank)
         struct ae_flows *flows = h->flows;
         struct peer *peer = &flows->peers[rank];
         uint64_t len = message_len(flows, peer);
-        struct ae_local_xhead head = { .magic = AE_LOCAL_MAGIC, .group = flows->group,
-                                       .src = h->rank, .dst = rank, .len = (uint32_t)len,
-                                       .seq = flows->seq[flows->group],
-                                       .round = ae_handle_round(h), .off = peer->sent,
-                                       .block_len = peer->send_len };
+        struct ae_local_xhead head = *running(flows);
         struct ae_local_sqe sqe = { .op = AE_SQ_XSEND, .rank = rank,
                                     .len = (uint32_t)(EXCHANGE_HEAD + len) };
         int r;
 
+        head.dst = (uint16_t)rank;
+        head.len = (uint32_t)len;
+        head.off = peer->sent;
+        head.block_len = peer->send_len;
         if (peer->sent_all)
                 return 0;
         r = can_send(h, peer);
@@ -170,30 +182,21 @@ static int send_one(struct autoep *h, uint32_t rank)
 
 /* ---- receiving -------------------------------------------------------------------------- */
 
-static const char *group_name(uint32_t group)
-{
-        static const char *const names[EXCHANGE_GROUPS] = { "EP", "EDP", "world" };
-
-        return group < EXCHANGE_GROUPS ? names[group] : "unknown";
-}
-
 static int check_head(const struct autoep *h, uint32_t rank, const struct ae_local_xhead *head)
 {
         const struct ae_flows *flows = h->flows;
         const struct peer *peer = &flows->peers[rank];
+        char theirs[AE_LOCAL_XTEXT], ours[AE_LOCAL_XTEXT];
 
         if (head->magic != AE_LOCAL_MAGIC || head->src != rank || head->dst != h->rank ||
             head->len > flows->slot_len - EXCHANGE_HEAD)
                 return ae_fail(AE_EPROTO, "a message in the flow of rank %u says that it is %u "
                                "bytes from rank %u to rank %u", rank, head->len, head->src,
                                head->dst);
-        if (head->group != flows->group || head->seq != flows->seq[flows->group])
-                return ae_fail(AE_EMISMATCH, "rank %u is in exchange %llu of its %s group, rank %u "
-                               "in exchange %llu of its %s group: all must call in the same "
-                               "order", rank,
-                               (unsigned long long)head->seq, group_name(head->group), h->rank,
-                               (unsigned long long)flows->seq[flows->group],
-                               group_name(flows->group));
+        if (!ae_local_same_collective(head, running(flows)))
+                return ae_fail(AE_EMISMATCH, "rank %u calls %s, rank %u %s: all must call in the "
+                               "same order", rank, ae_local_print_collective(head, theirs),
+                               h->rank, ae_local_print_collective(running(flows), ours));
         if (head->block_len != peer->recv_len)
                 return ae_fail(AE_EMISMATCH, "rank %u sends a block of %llu bytes where rank %u "
                                "expects %llu", rank, (unsigned long long)head->block_len, h->rank,
@@ -319,6 +322,7 @@ static int pass(struct autoep *h, bool *ret_done)
 static int name_missing(struct autoep *h, int status)
 {
         const struct ae_flows *flows = h->flows;
+        char call[AE_LOCAL_XTEXT];
         char names[256] = "";
         size_t used = 0;
         uint32_t n = 0;
@@ -332,15 +336,13 @@ static int name_missing(struct autoep *h, int status)
                                          n > 1 ? ", " : "", rank, h->rank_node[rank]);
                 assert(used < sizeof(names));
         }
+        (void)ae_local_print_collective(running(flows), call);
         if (n == 0)
-                return ae_pump_prefix(status, "exchange %llu of the %s group in round %llu is not "
-                                      "all sent", (unsigned long long)flows->seq[flows->group],
-                                      group_name(flows->group),
-                                      (unsigned long long)ae_handle_round(h));
-        return ae_pump_prefix(status, "exchange %llu of the %s group in round %llu lacks the "
-                              "blocks of rank%s %s%s", (unsigned long long)flows->seq[flows->group],
-                              group_name(flows->group), (unsigned long long)ae_handle_round(h),
-                              n > 1 ? "s" : "", names, n > EXCHANGE_NAMED ? ", …" : "");
+                return ae_pump_prefix(status, "%s in round %llu is not all sent", call,
+                                      (unsigned long long)running(flows)->round);
+        return ae_pump_prefix(status, "%s in round %llu lacks the blocks of rank%s %s%s", call,
+                              (unsigned long long)running(flows)->round, n > 1 ? "s" : "", names,
+                              n > EXCHANGE_NAMED ? ", …" : "");
 }
 
 static int run(struct autoep *h, const struct ae_deadline *deadline)
@@ -440,7 +442,7 @@ static int exchange(struct autoep *h, enum autoep_group group, const struct bloc
         if (r < 0)
                 return r;
         flows = h->flows;
-        if ((uint32_t)group >= EXCHANGE_GROUPS)
+        if ((uint32_t)group >= AE_LOCAL_XGROUPS)
                 return ae_fail(AE_EINVAL, "there is no group %d", (int)group);
         if (flows->broken)
                 return ae_fail(AE_ESTATE, "an exchange failed before, and what is still under way "
@@ -454,8 +456,12 @@ static int exchange(struct autoep *h, enum autoep_group group, const struct bloc
         if (own->send_len > 0)
                 memcpy(own->recv, own->send, own->send_len);
         own->sent_all = own->received_all = true;
+        running(flows)->magic = AE_LOCAL_MAGIC;
+        running(flows)->group = (uint8_t)group;
+        running(flows)->src = (uint16_t)h->rank;
+        running(flows)->round = ae_handle_round(h);
         r = run(h, &deadline);
-        flows->seq[group]++;
+        running(flows)->seq++;
         flows->broken = r < 0;
         if (r < 0)
                 return r;
@@ -463,6 +469,29 @@ static int exchange(struct autoep *h, enum autoep_group group, const struct bloc
         for (uint32_t i = 0; i < flows->n; i++)
                 ae_count(&h->counters.exchange_len, b->send_len[i]);
         return 0;
+}
+
+static int announce(struct autoep *h, enum autoep_group group, enum autoep_collective kind,
+                    uint32_t id, uint64_t len)
+{
+        int r = ae_handle_enter_rank(h, "announce");
+
+        if (r < 0)
+                return r;
+        if ((uint32_t)group >= AE_LOCAL_XGROUPS)
+                return ae_fail(AE_EINVAL, "there is no group %d", (int)group);
+        if ((uint32_t)kind > AUTOEP_COMBINE)
+                return ae_fail(AE_EINVAL, "there is no collective %d", (int)kind);
+        h->flows->calls[group].kind = (uint8_t)kind;
+        h->flows->calls[group].id = id;
+        h->flows->calls[group].total = len;
+        return 0;
+}
+
+int autoep_announce(autoep *h, enum autoep_group group, enum autoep_collective kind, uint32_t id,
+                    uint64_t len)
+{
+        return ae_api("autoep_announce", announce(h, group, kind, id, len));
 }
 
 int autoep_exchange(autoep *h, enum autoep_group group, const void *send, const uint64_t *send_len,

@@ -25,9 +25,12 @@ static int daemon_alltoallv(struct ae_comm *comm, const void *send, const uint64
                             void *recv, const uint64_t *recv_len, uint64_t deadline_ns)
 {
         struct ae_comm_daemon *daemon = (struct ae_comm_daemon *)comm;
-        int r = autoep_exchange(daemon->handle, daemon->group, send, send_len, recv, recv_len,
-                                timeout_of(deadline_ns));
+        int r = autoep_announce(daemon->handle, daemon->group, (enum autoep_collective)comm->kind,
+                                comm->id, comm->total);
 
+        if (r == 0)
+                r = autoep_exchange(daemon->handle, daemon->group, send, send_len, recv, recv_len,
+                                    timeout_of(deadline_ns));
         return r < 0 ? ae_fail(r, "%s", autoep_last_error()) : 0;
 }
 

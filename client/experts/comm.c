@@ -9,6 +9,7 @@
 #include "kernels/ops.h"
 #include "proto/base/num.h"
 #include "proto/base/status.h"
+#include "proto/wire/local.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -113,19 +114,31 @@ static int reduce_piece(struct ae_comm *comm, float *data, size_t n, uint64_t de
         return ae_comm_alltoallv(comm, folded, same, data, parts, deadline_ns);
 }
 
+static void begin(struct ae_comm *comm, enum ae_collective kind, uint64_t total)
+{
+        comm->kind = kind;
+        comm->total = total;
+}
+
+static int end(struct ae_comm *comm, int r)
+{
+        comm->kind = AE_COLLECTIVE_EXCHANGE;
+        comm->total = 0;
+        return r;
+}
+
 int ae_comm_allreduce_sum_f32(struct ae_comm *comm, float *data, size_t n, uint64_t deadline_ns)
 {
+        int r = 0;
+
         if (comm->ops->allreduce_sum_f32)
                 return comm->ops->allreduce_sum_f32(comm, data, n, deadline_ns);
         if (comm->size == 1)
                 return 0;
-        for (size_t at = 0; at < n; at += PIECE_FLOATS) {
-                int r = reduce_piece(comm, data + at, AE_MIN(n - at, PIECE_FLOATS), deadline_ns);
-
-                if (r < 0)
-                        return r;
-        }
-        return 0;
+        begin(comm, AE_COLLECTIVE_ALL_REDUCE, n * sizeof(*data));
+        for (size_t at = 0; r == 0 && at < n; at += PIECE_FLOATS)
+                r = reduce_piece(comm, data + at, AE_MIN(n - at, PIECE_FLOATS), deadline_ns);
+        return end(comm, r);
 }
 
 /* Bytes [at, at + len) of every rank's @total bytes. */
@@ -154,6 +167,7 @@ int ae_comm_allgather(struct ae_comm *comm, const void *send, uint64_t len, void
                       uint64_t deadline_ns)
 {
         const size_t piece = AE_COMM_PIECE_LEN / comm->size;
+        int r = 0;
 
         if (comm->ops->allgather)
                 return comm->ops->allgather(comm, send, len, recv, deadline_ns);
@@ -162,12 +176,9 @@ int ae_comm_allgather(struct ae_comm *comm, const void *send, uint64_t len, void
                         memcpy(recv, send, len);
                 return 0;
         }
-        for (size_t at = 0; at < len; at += piece) {
-                int r = gather_piece(comm, (const char *)send + at, AE_MIN(len - at, piece),
-                                     (char *)recv + at, len, deadline_ns);
-
-                if (r < 0)
-                        return r;
-        }
-        return 0;
+        begin(comm, AE_COLLECTIVE_ALL_GATHER, len);
+        for (size_t at = 0; r == 0 && at < len; at += piece)
+                r = gather_piece(comm, (const char *)send + at, AE_MIN(len - at, piece),
+                                 (char *)recv + at, len, deadline_ns);
+        return end(comm, r);
 }

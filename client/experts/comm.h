@@ -9,8 +9,9 @@
  * Every rank of the group takes part in every operation, in the same order, also with nothing to
  * send. An operation ends at its absolute deadline (ae_now_ns() time) with AE_ETIMEDOUT, or earlier
  * with AE_ELOST or AE_EMISMATCH, and the error text names the rank that was missing or differed.
- * After an error the group is broken and must be formed again. One thread per struct at a time;
- * operations block.
+ * Ranks that issue operations in different orders, or of different kinds, ids or sizes, get
+ * AE_EMISMATCH. After an error the group is broken and must be formed again. One thread per struct
+ * at a time; operations block.
  */
 #pragma once
 
@@ -41,6 +42,11 @@ struct ae_comm {
         uint32_t *ranks;    /* owned; job rank by position, for error texts */
         uint64_t *lens;     /* owned; 2 * size block lengths of composed operations */
         void *pieces;       /* owned; two pieces, NULL when size is 1 */
+
+        /* What runs, for a backend that compares it between ranks; id is the caller's to set. */
+        uint32_t kind;      /* enum ae_collective */
+        uint32_t id;        /* layer or tensor; 0 at first */
+        uint64_t total;     /* bytes, where they are alike on all ranks; otherwise 0 */
 };
 
 /*

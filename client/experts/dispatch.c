@@ -7,6 +7,7 @@
 
 #include "proto/base/num.h"
 #include "proto/base/status.h"
+#include "proto/wire/local.h"
 
 #include <assert.h>
 #include <stdbool.h>
@@ -127,7 +128,9 @@ static int travel_out(struct ae_dispatch *dispatch, const struct ae_dispatch_cal
         int r;
 
         fill_lens(dispatch, call, &sent, &received);
+        call->ep->kind = AE_COLLECTIVE_DISPATCH;
         r = ae_comm_alltoallv(call->ep, sorted, sent, landed, received, call->deadline_ns);
+        call->ep->kind = AE_COLLECTIVE_EXCHANGE;
         if (r < 0)
                 return r;
         if (!grouped)
@@ -141,13 +144,17 @@ static int travel_back(struct ae_dispatch *dispatch, const struct ae_dispatch_ca
 {
         const void *landed = rows;
         uint64_t *sent, *received;
+        int r;
 
         fill_lens(dispatch, call, &sent, &received);
         if (!ae_plan_is_grouped(call->plan)) {
                 ungroup_rows(call, dispatch->landed.data, rows);
                 landed = dispatch->landed.data;
         }
-        return ae_comm_alltoallv(call->ep, landed, received, sorted, sent, call->deadline_ns);
+        call->ep->kind = AE_COLLECTIVE_COMBINE;
+        r = ae_comm_alltoallv(call->ep, landed, received, sorted, sent, call->deadline_ns);
+        call->ep->kind = AE_COLLECTIVE_EXCHANGE;
+        return r;
 }
 
 int ae_dispatch_forward(struct ae_dispatch *dispatch, const struct ae_dispatch_call *call,

@@ -2,6 +2,9 @@
 /* Texts under a sequence lock in shared memory. The writer never waits; a reader gives up. */
 #include "proto/wire/local.h"
 
+#include "proto/base/num.h"
+
+#include <stdio.h>
 #include <string.h>
 
 #define READ_TRIES 1000
@@ -33,4 +36,22 @@ void ae_local_text_get(struct ae_local_text *where, char *to)
                 return;
         }
         to[0] = '\0';
+}
+
+const char *ae_local_print_collective(const struct ae_local_xhead *head,
+                                      char ret_text[AE_LOCAL_XTEXT])
+{
+        static const char *const groups[] = { "EP", "EDP", "world" };
+        static const char *const kinds[] = {
+#define KIND_TEXT(name, number, text) [number] = (text),
+                AE_COLLECTIVE_TABLE(KIND_TEXT)
+        };
+
+        static_assert(AE_ARRAY_LEN(groups) == AE_LOCAL_XGROUPS, "one name each");
+        snprintf(ret_text, AE_LOCAL_XTEXT, "%s %llu of the %s group (id %u, %llu bytes)",
+                 head->kind < AE_ARRAY_LEN(kinds) ? kinds[head->kind] : "unknown call",
+                 (unsigned long long)head->seq,
+                 head->group < AE_ARRAY_LEN(groups) ? groups[head->group] : "unknown", head->id,
+                 (unsigned long long)head->total);
+        return ret_text;
 }

@@ -199,19 +199,52 @@ struct ae_local_xin {
         struct ae_local_xflow flows[]; /* one per rank of the world */
 };
 
-/* In front of every exchanged message, written by the sending library, checked by the receiving. */
+/* What an exchange is part of. The values are those of enum autoep_collective. */
+#define AE_COLLECTIVE_TABLE(X)                                                                    \
+        X(EXCHANGE, 0, "exchange")                                                                \
+        X(ALL_REDUCE, 1, "all-reduce")                                                            \
+        X(ALL_GATHER, 2, "all-gather")                                                            \
+        X(DISPATCH, 3, "dispatch")                                                                \
+        X(COMBINE, 4, "combine")
+
+#define AE_COLLECTIVE_VALUE(name, number, text) AE_COLLECTIVE_##name = (number),
+enum ae_collective { AE_COLLECTIVE_TABLE(AE_COLLECTIVE_VALUE) };
+
+/*
+ * In front of every exchanged message, written by the sending library, checked by the receiving
+ * one, and by the daemons at both ends for the order of the group's collectives.
+ */
 struct ae_local_xhead {
         uint64_t magic;
-        uint32_t group;     /* enum autoep_group */
-        uint32_t src, dst;  /* ranks */
+        uint8_t group;      /* enum autoep_group */
+        uint8_t kind;       /* enum ae_collective */
+        uint16_t zero;
+        uint16_t src, dst;  /* ranks */
+        uint32_t id;        /* what the collective is about; the caller's */
         uint32_t len;       /* bytes behind this header */
         uint64_t seq;       /* number of the exchange in this group, per rank */
         uint64_t round;
         uint64_t off;       /* of these bytes in the block */
         uint64_t block_len; /* of the whole block */
-        uint64_t zero;
+        uint64_t total;     /* bytes of the collective, alike on all ranks; 0: none are */
 };
 static_assert(sizeof(struct ae_local_xhead) == 64, "shared format");
+static_assert(offsetof(struct ae_local_xhead, seq) == 24, "shared format");
+
+#define AE_LOCAL_XGROUPS 3u    /* kinds of groups: EP, EDP, world */
+#define AE_LOCAL_XTEXT 112     /* bytes of a printed collective */
+
+/* Whether two messages belong to the same collective, at the same place of its group's order. */
+static inline bool ae_local_same_collective(const struct ae_local_xhead *a,
+                                            const struct ae_local_xhead *b)
+{
+        return a->group == b->group && a->seq == b->seq && a->kind == b->kind && a->id == b->id &&
+               a->total == b->total;
+}
+
+/* "all-reduce 17 of the EDP group (id 2, 4096 bytes)". Returns @ret_text. */
+const char *ae_local_print_collective(const struct ae_local_xhead *head,
+                                      char ret_text[AE_LOCAL_XTEXT]);
 
 /* ---- helpers ---------------------------------------------------------------------------- */
 

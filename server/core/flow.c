@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Exchange between CPU workers: messages in order from rank to rank, each pair with slots of its
- * own in the receiver's inbox, so that no sender can fill another's. The daemon carries bytes and
- * counts slots; what they mean is the libraries' business. What a rank has posted before it leaves
- * is sent; a message to one that has left means that its sender waits for it, and fails the job.
+ * own in the receiver's inbox, so that no sender can fill another's. The daemon carries bytes,
+ * counts slots and compares which collectives the headers name (order.c); what the bytes mean is
+ * the libraries' business. What a rank has posted before it leaves is sent; a message to one that
+ * has left means that its sender waits for it, and fails the job.
  */
 #include "proto/base/num.h"
 #include "proto/base/status.h"
@@ -39,6 +40,11 @@ static uint64_t slot_off(const struct ae_local_xin *xin, uint32_t src, uint64_t 
 static void deliver(struct ae_worker *worker, uint32_t src, uint64_t seq)
 {
         struct ae_local_xflow *flow = &xin_of(worker)->flows[src];
+
+        ae_order_see(worker->job, worker->xin->base + slot_off(xin_of(worker), src, seq), src,
+                     worker->rank);
+        if (worker->job->state >= AE_JOB_FAILED)
+                return;
 
         worker->flow_in[src] = AE_MAX(worker->flow_in[src], seq + 1);
         atomic_store_explicit(&flow->ready[seq % AE_LOCAL_XSLOTS], seq + 1, memory_order_release);
@@ -159,6 +165,10 @@ int ae_flow_send(struct ae_worker *worker, const struct ae_local_sqe *sqe)
             !ae_range_ok(sqe->pos % worker->xout->len, sqe->len, worker->xout->len))
                 return ae_fail(AE_EPROTO, "its message of %u bytes lies outside its exchange ring",
                                sqe->len);
+        ae_order_see(job, worker->xout->base + sqe->pos % worker->xout->len, worker->rank,
+                     sqe->rank);
+        if (job->state >= AE_JOB_FAILED)
+                return 0;
         message = ae_pool_take(&worker->core->flow_msgs);
         message->outbox = outbox;
         message->dst = sqe->rank;

@@ -14,6 +14,7 @@
  *   round.c   end, vote, verdict              apply.c  optimizer after a verdict
  *   wait.c    who is waited for, in words check.c   what a peer may say
  *   flow.c    exchange between workers        state.c  get and put
+ *   order.c   order of a group's collectives
  */
 #pragma once
 
@@ -364,6 +365,7 @@ struct ae_job {
         struct ae_model *model;    /* owned */
         struct ae_layout *layout;  /* owned */
         struct ae_group_topology topology;
+        struct ae_order *orders;   /* owned; of collectives, see order.c */
         uint32_t *rank_node;       /* owned */
         uint32_t *rank_local;      /* owned; index among its node's ranks */
         struct ae_sum_group *groups; /* owned; in order of first rank */
@@ -692,6 +694,16 @@ int ae_flow_new(struct ae_worker *worker);
 void ae_flow_leave(struct ae_worker *worker);
 void ae_flow_worker_gone(struct ae_worker *worker);
 void ae_flow_free(struct ae_job *job);
+
+/* ---- order.c ---------------------------------------------------------------------------- */
+
+void ae_order_init(struct ae_job *job); /* once the topology is known */
+void ae_order_deinit(struct ae_job *job);
+/*
+ * A message of at least a header from @src to @dst is about to be sent or has come. Fails the job
+ * when it belongs to another collective than the group's other ranks have begun.
+ */
+void ae_order_see(struct ae_job *job, const void *message, uint32_t src, uint32_t dst);
 
 void ae_state_request(struct ae_worker *worker, uint32_t type, ProtobufCMessage *message, int fd);
 void ae_state_initial(struct ae_worker *worker); /* rank 0's initial values */

@@ -113,6 +113,7 @@ void ae_job_release(struct ae_job *job)
         ae_table_free(job->core, job->groups);
         ae_table_free(job->core, job->group_index);
         ae_table_free(job->core, job->locals);
+        ae_order_deinit(job);
         ae_table_free(job->core, job->n_uses);
         ae_table_free(job->core, job->rank_node);
         ae_table_free(job->core, job->rank_local);

@@ -179,6 +179,7 @@ static int take_start(struct ae_job *job, const Autoep__Start *start)
                           &job->topology);
         if (r < 0)
                 return r;
+        ae_order_init(job);
         if (start->n_rank_node != job->world)
                 return ae_fail(AE_EPROTO, "Start places %zu of %u ranks", start->n_rank_node,
                                job->world);

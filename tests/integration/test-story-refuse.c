@@ -343,6 +343,56 @@ static void test_initial_values_differ(void **state)
 
 /* ---- a job that runs --------------------------------------------------------------------- */
 
+/* How rank 2 differs: its two sums stand in the other order, or one is of another kind or size. */
+enum difference { IN_ORDER, IN_KIND, IN_SIZE, N_DIFFERENCES };
+
+static int two_sums(struct story_self *self, const struct story_args *args,
+                    struct story_result *result)
+{
+        bool odd = self->rank == 2;
+        int r = 0;
+
+        for (uint32_t i = 1; r == 0 && i <= 2; i++) {
+                uint32_t id = odd && args->what == IN_ORDER ? 3 - i : i;
+                uint64_t len = odd && args->what == IN_SIZE ? 260 : 256;
+
+                r = autoep_announce(self->handle, AUTOEP_GROUP_WORLD,
+                                    odd && args->what == IN_KIND ? AUTOEP_ALL_GATHER
+                                                                 : AUTOEP_ALL_REDUCE, id, len);
+                if (r == 0)
+                        r = story_exchange(self, args, result);
+        }
+        return r;
+}
+
+static void test_collectives_in_another_order(void **state)
+{
+        static const char *const words[N_DIFFERENCES][2] = {
+                [IN_ORDER] = { "all-reduce 0 of the world group (id 1, 256 bytes)",
+                               "all-reduce 0 of the world group (id 2, 256 bytes)" },
+                [IN_KIND] = { "all-reduce 0 of the world", "all-gather 0 of the world" },
+                [IN_SIZE] = { "(id 1, 256 bytes)", "(id 1, 260 bytes)" },
+        };
+        struct story *story = *state;
+        struct story_args args = { .timeout_ms = 4000 };
+
+        for (uint32_t i = 0; i < N_DIFFERENCES; i++) {
+                story_job_init(&story->job, &story->bed, "order", 4);
+                story_job_up(&story->job);
+                args.what = i;
+                for (uint32_t rank = 0; rank < 4; rank++)
+                        story_post(&story->job.workers[rank], two_sums, args);
+                for (uint32_t rank = 0; rank < 4; rank++) {
+                        struct story_result result =
+                                story_take(&story->job.workers[rank], 3 * args.timeout_ms);
+
+                        story_expect(&result, AUTOEP_EMISMATCH, "rank 2", words[i][0], words[i][1],
+                                     "same order", NULL);
+                }
+                story_job_end(&story->job);
+        }
+}
+
 static int gather_too_much(struct story_self *self, const struct story_args *args,
                            struct story_result *result)
 {
@@ -501,6 +551,7 @@ int main(void)
                 STORY(test_models),
                 STORY(test_ranks_disagree),
                 STORY(test_initial_values_differ),
+                STORY(test_collectives_in_another_order),
                 STORY(test_calls),
                 STORY(test_fork),
                 STORY(test_one_leaves),

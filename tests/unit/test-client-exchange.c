@@ -217,6 +217,19 @@ static int disagree_on_group(struct rank *rank)
                                recv, len, 5000);
 }
 
+/* Both sums have the same lengths: only what they are about tells them apart. */
+static int disagree_on_layer(struct rank *rank)
+{
+        uint8_t bytes[64] = { 0 };
+        uint8_t recv[64];
+        uint64_t len[2] = { 16, 16 };
+        int r = autoep_announce(rank->h, AUTOEP_GROUP_WORLD, AUTOEP_ALL_REDUCE, 1 + rank->id, 32);
+
+        if (r < 0)
+                return r;
+        return autoep_exchange(rank->h, AUTOEP_GROUP_WORLD, bytes, len, recv, len, 5000);
+}
+
 static void disagreements_name_both_figures(void **state)
 {
         struct fake_daemon *d = fake_daemon_start(&(struct fake_config){ .world = 2 });
@@ -238,6 +251,25 @@ static void disagreements_name_both_figures(void **state)
         assert_int_equal(ranks[0].r, AUTOEP_EMISMATCH);
         assert_int_equal(ranks[1].r, AUTOEP_EMISMATCH);
         assert_non_null(strstr(ranks[1].text, "rank 0"));
+        close_all(ranks, 2);
+        fake_daemon_stop(d);
+
+        d = fake_daemon_start(&(struct fake_config){ .world = 2 });
+        join_all(ranks, d, 2);
+        assert_int_equal(autoep_announce(ranks[0].h, (enum autoep_group)7, AUTOEP_EXCHANGE, 0, 0),
+                         AUTOEP_EINVAL);
+        assert_int_equal(autoep_announce(ranks[0].h, AUTOEP_GROUP_EP,
+                                         (enum autoep_collective)99, 0, 0), AUTOEP_EINVAL);
+        run_all(ranks, 2, disagree_on_layer);
+        for (int i = 0; i < 2; i++) {
+                assert_int_equal(ranks[i].r, AUTOEP_EMISMATCH);
+                assert_non_null(strstr(ranks[i].text, "rank 0"));
+                assert_non_null(strstr(ranks[i].text, "rank 1"));
+                assert_non_null(strstr(ranks[i].text,
+                                       "all-reduce 0 of the world group (id 1, 32 bytes)"));
+                assert_non_null(strstr(ranks[i].text,
+                                       "all-reduce 0 of the world group (id 2, 32 bytes)"));
+        }
         close_all(ranks, 2);
         fake_daemon_stop(d);
 }

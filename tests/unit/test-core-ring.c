@@ -244,6 +244,64 @@ static void test_exchange(void **state)
         bed_free(bed);
 }
 
+/* Rank @rank of two sends the other a message of this collective of the world. */
+static void send_collective(struct bed *bed, uint32_t rank, uint32_t id, uint64_t seq)
+{
+        struct bed_worker *worker = &bed->workers[rank];
+        struct ae_local_xhead head = { .magic = AE_LOCAL_MAGIC, .group = 2, .id = id, .seq = seq,
+                                       .kind = AE_COLLECTIVE_ALL_REDUCE, .total = 64,
+                                       .round = 3 };
+        struct ae_local_sqe sqe = { .op = AE_SQ_XSEND, .rank = 1 - rank, .len = XHEAD_LEN,
+                                    .pos = seq * XHEAD_LEN };
+
+        memcpy(worker->worker->xout->base + sqe.pos, &head, sizeof(head));
+        assert_int_equal(post(worker, &sqe), 0);
+}
+
+/* The first announcement of a number counts, on each node; who differs is named everywhere. */
+static void test_collective_order(void **state)
+{
+        static const char *const words[] = { "rank 0", "rank 1", "all-reduce 6 of the world group",
+                                             "(id 7, 64 bytes)", "(id 8, 64 bytes)", "round 3" };
+
+        (void)state;
+        for (int both = 0; both < 2; both++) {
+                struct bed *bed = bed_new_live(2);
+
+                for (uint64_t seq = 0; seq < 6; seq++) { /* more than are kept */
+                        send_collective(bed, 0, (uint32_t)seq, seq);
+                        bed_run(bed);
+                        send_collective(bed, 1, (uint32_t)seq, seq);
+                        bed_run(bed);
+                        for (uint32_t i = 0; i < 2; i++) {
+                                struct ae_local_sqe ack = { .op = AE_SQ_XACK, .rank = 1 - i,
+                                                            .n = seq + 1 };
+
+                                assert_int_equal(post(&bed->workers[i], &ack), 0);
+                        }
+                        bed_run(bed);
+                }
+                assert_int_equal(bed_job(bed, 0)->state, AE_JOB_LIVE);
+                send_collective(bed, 0, 7, 6);
+                if (both) /* the messages cross, and are compared when they arrive */
+                        send_collective(bed, 1, 8, 6);
+                bed_run(bed);
+                if (!both) /* compared when it is sent */
+                        send_collective(bed, 1, 8, 6);
+                bed_run(bed);
+                for (uint32_t node = 0; node < 2; node++) {
+                        assert_int_equal(bed_job(bed, node)->state, AE_JOB_FAILED);
+                        assert_int_equal(bed_job(bed, node)->fail_status, AE_EMISMATCH);
+                        for (size_t i = 0; i < AE_ARRAY_LEN(words); i++)
+                                if (!strstr(bed_job(bed, node)->why, words[i]))
+                                        fail_msg("no '%s' in '%s'", words[i],
+                                                 bed_job(bed, node)->why);
+                }
+                assert_int_equal(bed->n_refused, 0);
+                bed_free(bed);
+        }
+}
+
 static void test_index(void **state)
 {
         static const uint32_t jumps[] = { AE_LOCAL_SQ_LEN + 1, 1u << 31, UINT32_MAX };
@@ -397,7 +455,8 @@ int main(void)
                 cmocka_unit_test(test_units),    cmocka_unit_test(test_unknown_ops),
                 cmocka_unit_test(test_ranges_and_slots), cmocka_unit_test(test_pieces),
                 cmocka_unit_test(test_lanes),    cmocka_unit_test(test_steps),
-                cmocka_unit_test(test_exchange), cmocka_unit_test(test_index),
+                cmocka_unit_test(test_exchange),
+                cmocka_unit_test(test_collective_order), cmocka_unit_test(test_index),
                 cmocka_unit_test(test_reader),   cmocka_unit_test(test_random),
                 cmocka_unit_test(test_pins),     cmocka_unit_test(test_too_many_requests),
         };

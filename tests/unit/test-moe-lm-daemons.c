@@ -401,6 +401,16 @@ int autoep_get(autoep *handle, uint32_t tensor, uint32_t what, uint64_t first, u
         return 0;
 }
 
+int autoep_announce(autoep *handle, enum autoep_group group, enum autoep_collective kind,
+                    uint32_t id, uint64_t len)
+{
+        (void)handle;
+        (void)group;
+        (void)id;
+        (void)len;
+        return kind > AUTOEP_COMBINE ? refuse(AUTOEP_EINVAL, "announce: no such collective") : 0;
+}
+
 int autoep_exchange(autoep *handle, enum autoep_group group, const void *send,
                     const uint64_t *send_len, void *recv, const uint64_t *recv_len, int timeout_ms)
 {
