@@ -5,7 +5,6 @@
 #include "proto/base/cleanup.h"
 #include "proto/base/status.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -10,8 +10,6 @@
 #include "proto/base/status.h"
 #include "server/inspect-private.h"
 
-#include <assert.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 

@@ -6,7 +6,6 @@
 #include "proto/base/status.h"
 
 #include <assert.h>
-#include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>

@@ -6,9 +6,6 @@
 #include "proto/base/num.h"
 #include "proto/base/status.h"
 
-#include <assert.h>
-#include <stdio.h>
-
 #define STREAMS 2 /* of the tcp transport, by default */
 #define IPERF_SECONDS 2
 

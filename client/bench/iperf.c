@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #define OUTPUT_MAX ((size_t)1 << 20)
 #define PLAIN_LEN (64 * AE_MIB)

@@ -11,7 +11,6 @@
 #include "proto/base/num.h"
 #include "proto/base/status.h"
 
-#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 

@@ -8,7 +8,6 @@
 #include "proto/base/status.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define COLUMNS 100

@@ -9,7 +9,6 @@
 #include "proto/base/status.h"
 
 #include <assert.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define COLUMNS_MAX 32

@@ -5,7 +5,6 @@
 #include "proto/base/cleanup.h"
 #include "proto/base/status.h"
 
-#include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -5,7 +5,6 @@
 #include "proto/base/cleanup.h"
 #include "proto/base/num.h"
 
-#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <poll.h>

@@ -4,7 +4,6 @@
  * bytes this side copies into place. The peer's counters, heads and slots are copied and then
  * checked; nothing of them is read twice. Owner thread.
  */
-#include <assert.h>
 #include <string.h>
 #include <sys/epoll.h>
 

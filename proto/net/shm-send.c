@@ -4,9 +4,7 @@
  * what the peer's counters say about them. Our region is only written here; what we need to know
  * of it is kept in private counters. Nothing is allocated. Owner thread.
  */
-#include <assert.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "proto/base/num.h"

@@ -5,7 +5,6 @@
  * comes early, out of a copy made when it was posted.
  */
 #include <assert.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "proto/base/status.h"

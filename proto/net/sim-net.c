@@ -3,7 +3,6 @@
  * The endpoints of the simulated network and the sim row of the registry. An endpoint's address is
  * a number; its events come in virtual time only, so that a wake() is itself an event.
  */
-#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

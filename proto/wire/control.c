@@ -8,7 +8,6 @@
 #include "proto/wire/layout.h"
 #include "proto/wire/wire.h"
 
-#include <assert.h>
 #include <string.h>
 
 struct control_row {

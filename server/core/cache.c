@@ -13,7 +13,6 @@
 #include "server/core/job.h"
 
 #include <assert.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

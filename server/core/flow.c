@@ -10,8 +10,6 @@
 #include "proto/base/status.h"
 #include "server/core/job.h"
 
-#include <assert.h>
-#include <stdlib.h>
 #include <string.h>
 
 static struct ae_local_page *page_of(const struct ae_worker *worker)

@@ -8,13 +8,9 @@
 #include "proto/base/status.h"
 #include "server/core/job.h"
 
-#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 
 #define WAITING_EVERY_NS (200 * UINT64_C(1000000))
 

@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 static const bool legal_moves[AE_JOB_N_STATES][AE_JOB_N_STATES] = {
         [AE_JOB_FORMING] = { [AE_JOB_STARTING] = true, [AE_JOB_FAILED] = true,

@@ -8,9 +8,7 @@
 #include "proto/base/status.h"
 #include "server/core/job.h"
 
-#include <assert.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -9,11 +9,8 @@
 #include "server/core/state.h"
 
 #include <assert.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define WRITE_N (1u << 18) /* elements of a task */

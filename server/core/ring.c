@@ -6,8 +6,6 @@
 #include "proto/base/status.h"
 #include "server/core/job.h"
 
-#include <assert.h>
-
 static struct ae_local_page *page_of(const struct ae_worker *worker)
 {
         return (struct ae_local_page *)worker->page->base;

@@ -10,7 +10,6 @@
 #include "server/core/job.h"
 
 #include <assert.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* What an item wants of a slice, as bytes of the unit's image. */

@@ -9,7 +9,6 @@
 #include "proto/base/status.h"
 #include "server/core/job.h"
 
-#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

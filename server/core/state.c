@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 uint64_t ae_state_item_size(const struct ae_layout_tensor *tensor, uint32_t what)

@@ -8,7 +8,6 @@
 #include "proto/base/num.h"
 #include "tests/lib/test.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 static const struct cluster_spec two_by_two = { .n_nodes = 2, .workers = { 2, 2 } };

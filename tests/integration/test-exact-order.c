@@ -7,7 +7,6 @@
 #include "tests/lib/exact.h"
 #include "tests/lib/test.h"
 
-#include <stdio.h>
 #include <string.h>
 
 struct placement {

@@ -6,7 +6,6 @@
 #include "proto/base/num.h"
 #include "tests/lib/test.h"
 
-#include <assert.h>
 #include <math.h>
 #include <string.h>
 

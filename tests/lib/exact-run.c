@@ -11,7 +11,6 @@
 #include "tests/lib/test.h"
 
 #include <assert.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -6,7 +6,6 @@
 #include "tests/lib/test.h"
 
 #include <errno.h>
-#include <stdlib.h>
 
 static _Thread_local struct {
         uint64_t nth; /* 0: disarmed */

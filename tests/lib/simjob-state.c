@@ -3,8 +3,6 @@
 #include "tests/lib/simjob-private.h"
 
 #include <inttypes.h>
-#include <math.h>
-#include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
 

@@ -2,7 +2,6 @@
 /* Conformance: handshakes, refusals, many peers, closing and death. */
 #include <netinet/in.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>

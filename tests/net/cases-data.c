@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Conformance: messages and puts of all sizes, both ways, with back-pressure. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "tests/net/conformance.h"

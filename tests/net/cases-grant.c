@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Conformance: grants that are revoked, and puts that could never have been legal. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "tests/net/conformance.h"

@@ -11,7 +11,6 @@
 #include "proto/wire/wire.h"
 #include "tests/lib/simjob.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define MS UINT64_C(1000000)

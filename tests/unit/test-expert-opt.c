@@ -14,8 +14,6 @@
 #include "tests/lib/test.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* A group of one rank, for tests that need no other. */

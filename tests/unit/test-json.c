@@ -10,7 +10,6 @@
 #include <float.h>
 #include <jansson.h>
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 static void every_kind_of_value(void **state)

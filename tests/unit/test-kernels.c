@@ -10,7 +10,6 @@
 #include "kernels/ops.h"
 #include "proto/base/num.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
