@@ -36,8 +36,7 @@ static int keep(struct ae_ahead *ahead, const struct ae_early *what, const void 
         ahead->lens[what->node] += len;
         early = ae_core_alloc(1, len);
         *early = *what;
-        if (what->len)
-                memcpy(early->data, data, what->len);
+        memcpy(early->data, data, what->len);
         ae_list_init(&early->link);
         ae_list_push(&ahead->list, &early->link);
         return 0;
@@ -55,7 +54,7 @@ int ae_early_note(struct ae_ahead *ahead, uint32_t node, uint64_t note, uint64_t
         const struct ae_early early = { .node = node, .job = ae_note_job(note), .notify = true,
                                         .note = note, .off = off, .put_len = len };
 
-        return keep(ahead, &early, NULL);
+        return keep(ahead, &early, "");
 }
 
 static void move(struct ae_ahead *ahead, struct ae_early *early, struct ae_list *to)
