@@ -115,8 +115,8 @@ static void node_task(void *user, struct ae_task *work)
         task->node = node;
         task->task = work;
         ae_list_push(&node->tasks, &task->link);
-        ae_sim_after(node->job->sim, draw_ns(node->job, slow ? APPLY_MANY_NS : TASK_NS), on_task, task,
-                     &task->timer);
+        ae_sim_after(node->job->sim, draw_ns(node->job, slow ? APPLY_MANY_NS : TASK_NS), on_task,
+                     task, &task->timer);
 }
 
 /* ---- memory ----------------------------------------------------------------------------- */

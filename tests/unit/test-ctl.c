@@ -212,7 +212,8 @@ static void status_is_a_page(void **state)
                       "moe  running      1     18       17      4        4  90.0 MiB\n");
         assert_answer("status",
                       STATUS_HEAD "\"health\":\"degraded\",\"why\":\"AEP_LOST node 0\","
-                                  "\"memory\":{\"used\":0,\"tables\":4096,\"limit\":1024},\"jobs\":[]}",
+                                  "\"memory\":{\"used\":0,\"tables\":4096,"
+                                  "\"limit\":1024},\"jobs\":[]}",
                       AE_CTL_EXIT_DEGRADED,
                       "node       1\n"
                       "nodes      2\n"
