@@ -3,6 +3,7 @@
 #include "tests/lib/client-job.h"
 #include "tests/lib/test.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -376,15 +377,26 @@ static void a_completion_queue_too_long_is_found(void **state)
 
 /* ---- time and threads ------------------------------------------------------------------- */
 
-static void *gather_40_ms(void *arg)
+/* How long it took; 0 when it didn't end for want of time. */
+static uint64_t *gather_in_vain(autoep *h, int timeout_ms)
 {
         struct autoep_view view = AUTOEP_VIEW_INIT;
         uint64_t *took = malloc(sizeof(*took));
         uint64_t start = job_now_ms();
-        int r = autoep_gather(arg, JOB_UNIT_EMBED, 40, &view);
+        int r = autoep_gather(h, JOB_UNIT_EMBED, timeout_ms, &view);
 
         *took = r == AUTOEP_ETIMEDOUT ? job_now_ms() - start : 0;
         return took;
+}
+
+static void *gather_40_ms(void *arg)
+{
+        return gather_in_vain(arg, 40);
+}
+
+static void *gather_500_ms(void *arg)
+{
+        return gather_in_vain(arg, 500);
 }
 
 /* Whoever leads has another deadline than those who follow. */
@@ -417,14 +429,16 @@ static void a_pause_extends_deadlines(void **state)
         pthread_t thread;
         void *took;
         autoep *h = job_join(d);
+        uint32_t tail = atomic_load(&d->workers[0].page->sq_tail);
 
         fake_grow_pause(d, 5000000000); /* before the wait: no matter */
         fake_set_holds(d, FAKE_HOLD_GATHER);
-        assert_int_equal(pthread_create(&thread, NULL, gather_40_ms, h), 0);
-        usleep(10000);
+        assert_int_equal(pthread_create(&thread, NULL, gather_500_ms, h), 0);
+        while (atomic_load(&d->workers[0].page->sq_tail) == tail)
+                sched_yield(); /* it has asked, so its deadline is set */
         fake_grow_pause(d, 50000000);
         pthread_join(thread, &took);
-        job_assert_took(*(uint64_t *)took, 90);
+        job_assert_took(*(uint64_t *)took, 550);
         free(took);
         autoep_close(h);
 }
