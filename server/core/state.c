@@ -347,7 +347,7 @@ static int take_memory(struct ae_request *request, uint64_t len, int fd)
 
 static int take_get(struct ae_request *request, const Autoep__Get *get, int fd)
 {
-        uint64_t len;
+        uint64_t len = 0;
         int r;
 
         r = check_all(request, get->items, get->n_items, &len);
@@ -360,7 +360,7 @@ static int take_get(struct ae_request *request, const Autoep__Get *get, int fd)
 
 static int take_put(struct ae_request *request, const Autoep__Put *put, int fd)
 {
-        uint64_t len;
+        uint64_t len = 0;
         int r;
 
         request->version = put->version;
