@@ -237,6 +237,12 @@ INLINE struct vec vec_div(struct vec a, struct vec b)
         return (struct vec){ _mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi) };
 }
 
+INLINE struct vec vec_div_all(struct vec a, struct vec c, struct vec inverse)
+{
+        (void)inverse; /* of use with fused operations, which AVX2 alone doesn't have */
+        return vec_div(a, c);
+}
+
 INLINE struct vec vec_sqrt(struct vec a)
 {
         return (struct vec){ _mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi) };

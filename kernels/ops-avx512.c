@@ -199,6 +199,26 @@ INLINE struct vec vec_div(struct vec a, struct vec b)
         return (struct vec){ _mm512_div_ps(a.x, b.x) };
 }
 
+/*
+ * The very bits of a / c without the divider, which AdamW's other division and its root keep busy;
+ * @inverse is 1 / c, rounded to nearest. A first quotient is corrected to within one unit in its
+ * last place; then the remainder is exact and the second correction rounds as a division does
+ * (Markstein, "Computation of elementary functions on the IBM RISC System/6000", 1990). Within
+ * DIVISOR_MIN and 1 nothing over- or underflows for an @a that is a root; an infinite one
+ * or a NaN has no remainder and is the quotient.
+ */
+INLINE struct vec vec_div_all(struct vec a, struct vec c, struct vec inverse)
+{
+        __m512 first = _mm512_mul_ps(a.x, inverse.x);
+        __m512 left = _mm512_fnmadd_ps(first, c.x, a.x);
+        __mmask16 finite = _mm512_cmp_ps_mask(left, left, _CMP_ORD_Q);
+        __m512 near = _mm512_fmadd_ps(left, inverse.x, first);
+        __m512 rest = _mm512_fnmadd_ps(near, c.x, a.x);
+
+        return (struct vec){ _mm512_mask_mov_ps(first, finite,
+                                                _mm512_fmadd_ps(rest, inverse.x, near)) };
+}
+
 INLINE struct vec vec_sqrt(struct vec a)
 {
         return (struct vec){ _mm512_sqrt_ps(a.x) };

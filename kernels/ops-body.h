@@ -33,6 +33,9 @@ static_assert(VEC == AE_OPS_NORM_LANES, "a vector fills the lanes");
 #define AHEAD_SUM_LEN 512
 #define AHEAD_ADAMW_LEN 4096
 
+/* Divisors between this and 1 are good for vec_div_all(); sqrt(1 - beta2^t), if not 0, is one. */
+#define DIVISOR_MIN 0x1p-27F
+
 static bool stream_wanted(const void *to, size_t len)
 {
         return len >= STREAM_MIN && (uintptr_t)to % STREAM_ALIGN == 0;
@@ -401,7 +404,7 @@ static void weight_part(const struct weight_out *out, size_t i, struct vec a, si
 
 struct adamw_vecs {
         struct vec grad_scale, decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
-        struct vec step_size, bc2_sqrt, eps;
+        struct vec step_size, bc2_sqrt, bc2_inverse, eps;
 };
 
 static struct adamw_vecs adamw_vecs(const struct ae_adamw *s)
@@ -415,6 +418,7 @@ static struct adamw_vecs adamw_vecs(const struct ae_adamw *s)
                 .one_minus_beta2 = vec_all(s->one_minus_beta2),
                 .step_size = vec_all(s->step_size),
                 .bc2_sqrt = vec_all(s->bc2_sqrt),
+                .bc2_inverse = vec_all(1 / s->bc2_sqrt),
                 .eps = vec_all(s->eps),
         };
 }
@@ -433,7 +437,7 @@ INLINE void adamw_vec(const struct adamw_vecs *s, struct vec *p, struct vec *m, 
         g = vec_mul(g, s->grad_scale);
         *m = vec_add(vec_mul(s->beta1, *m), vec_mul(s->one_minus_beta1, g));
         *v = vec_add(vec_mul(s->beta2, *v), vec_mul(vec_mul(s->one_minus_beta2, g), g));
-        root = vec_add(vec_div(vec_sqrt(*v), s->bc2_sqrt), s->eps);
+        root = vec_add(vec_div_all(vec_sqrt(*v), s->bc2_sqrt, s->bc2_inverse), s->eps);
         step = vec_div(vec_mul(s->step_size, *m), root);
         *p = vec_canonical(vec_sub(vec_mul(*p, s->decay), step));
         *m = vec_canonical(*m);
@@ -447,6 +451,10 @@ static void vec_adamw(const struct ae_adamw *scalars, float *p, float *m, float 
         const struct weight_out out = weight_out(weight, weight_dtype, n);
         size_t i = 0;
 
+        if (!(scalars->bc2_sqrt >= DIVISOR_MIN && scalars->bc2_sqrt <= 1)) {
+                ae_ops_c.adamw(scalars, p, m, v, g, weight, weight_dtype, n);
+                return;
+        }
         for (; i + LINE <= n; i += LINE) {
                 struct vec p1[2], m1, v1;
 

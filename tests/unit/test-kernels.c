@@ -512,11 +512,76 @@ static void streams(void **unused)
                 array_close(&arrays[i]);
 }
 
+#define ROOTS_N ((size_t)1 << 13)
+
+/*
+ * The new p is 2/root, all but one bit of it, for a @v that stays as it is: near enough to the root
+ * that most of the quotients sqrt(v)/bc2_sqrt that are off by one bit would be seen.
+ */
+static void roots(const struct ae_ops *ops, float bc2_sqrt, const float *v, float *ret_p)
+{
+        static float m[ROOTS_N], g[ROOTS_N], kept[ROOTS_N];
+        const struct ae_adamw s = { .beta1 = 1, .beta2 = 1, .step_size = -1, .bc2_sqrt = bc2_sqrt };
+
+        for (size_t i = 0; i < ROOTS_N; i++) {
+                m[i] = 0x1.fffffep0F;
+                g[i] = ret_p[i] = 0;
+        }
+        memcpy(kept, v, sizeof(kept));
+        ops->adamw(&s, ret_p, m, kept, g, NULL, AE_DTYPE_F32, ROOTS_N);
+}
+
+static float of_bits(uint32_t bits)
+{
+        float x;
+
+        memcpy(&x, &bits, sizeof(x));
+        return x;
+}
+
+/* The division by one number for all is done without dividing where that gives the same bits. */
+static void division(void **unused)
+{
+        static const float divisors[] = {
+                1.0F, 0x1.fffffep-1F, 0x1p-1F, 0x1.000002p-1F, 0x1p-27F, 0x1.fffffep-28F, 0,
+                0x1.6a09e6p-27F, 2, -1, 0x1p-149F, 0x1.99999ap-3F, 0x1.555556p-2F, 0x1.fffffep-27F,
+        };
+        static float v[ROOTS_N], want[ROOTS_N], got[ROOTS_N];
+
+        (void)unused;
+        if (lacks_variants())
+                skip();
+        state = 77;
+        for (size_t d = 0; d < 250; d++) {
+                float divisor = d < AE_ARRAY_LEN(divisors)
+                                        ? divisors[d]
+                                        : of_bits(0x32000000 + (uint32_t)(next() % 0x0d800000));
+
+                for (size_t i = 0; i < ROOTS_N; i++)
+                        v[i] = of_bits(pick_bits(true) & 0x7fffffff);
+                roots(ae_ops_find("c"), divisor, v, want);
+                for (size_t n = 0; n < AE_ARRAY_LEN(variant_names); n++) {
+                        const struct ae_ops *ops = ae_ops_find(variant_names[n]);
+
+                        if (ops == NULL)
+                                continue;
+                        roots(ops, divisor, v, got);
+                        for (size_t i = 0; i < ROOTS_N; i++) {
+                                if (memcmp(&got[i], &want[i], sizeof(got[i])) != 0)
+                                        fail_msg("%s: sqrt(%a) / %a gives %a, not %a", ops->name,
+                                                 (double)v[i], (double)divisor, (double)got[i],
+                                                 (double)want[i]);
+                        }
+                }
+        }
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(lengths), cmocka_unit_test(ends),   cmocka_unit_test(alignments),
                 cmocka_unit_test(ways),    cmocka_unit_test(blocks), cmocka_unit_test(streams),
+                cmocka_unit_test(division),
         };
 
         return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
