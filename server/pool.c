@@ -30,7 +30,7 @@ struct thread {
         uint32_t index;
         uint32_t n_out;                  /* owner thread: given and not taken back */
         _Atomic uint32_t sleeps;         /* futex word: 1 asleep or about to be */
-        struct ring todo, done;
+        struct ring first, todo, done;   /* first: before what is in todo */
 };
 
 struct ae_pool_threads {
@@ -80,11 +80,18 @@ static void futex_wake(_Atomic uint32_t *word)
         (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
+static struct ae_task *pop_task(struct thread *thread)
+{
+        struct ae_task *task = ring_pop(&thread->first);
+
+        return task ? task : ring_pop(&thread->todo);
+}
+
 /* A task to run; NULL: stop. */
 static struct ae_task *next_task(struct thread *thread)
 {
         for (;;) {
-                struct ae_task *task = ring_pop(&thread->todo);
+                struct ae_task *task = pop_task(thread);
 
                 if (task)
                         return task;
@@ -93,7 +100,7 @@ static struct ae_task *next_task(struct thread *thread)
                 /* say so, then look again: the giver pushes, then looks here */
                 atomic_store(&thread->sleeps, 1);
                 atomic_thread_fence(memory_order_seq_cst);
-                task = ring_pop(&thread->todo);
+                task = pop_task(thread);
                 if (!task && !atomic_load(&thread->threads->stop))
                         futex_wait(&thread->sleeps, 1);
                 atomic_store(&thread->sleeps, 0);
@@ -185,16 +192,25 @@ struct ae_pool_threads *ae_threads_free(struct ae_pool_threads *threads)
         return NULL;
 }
 
+/* Copies are what workers wait for: the weights of the next pass, which otherwise come only after
+ * all that the optimizer has still to do. No task waits for another, so their order is free. */
+static bool goes_first(const struct ae_task *task)
+{
+        return task->kind == AE_TASK_COPY;
+}
+
 static bool give(struct ae_pool_threads *threads, struct ae_task *task)
 {
         struct thread *best = &threads->threads[0];
+        bool first = goes_first(task);
 
         for (uint32_t i = 1; i < threads->n; i++) {
                 if (threads->threads[i].n_out < best->n_out)
                         best = &threads->threads[i];
         }
-        /* half of a ring: what is out must fit into the ring of what is done */
-        if (best->n_out >= RING_LEN / 2 || !ring_push(&best->todo, task))
+        /* what is out must fit into the ring of what is done; half of that is for the first */
+        if (best->n_out >= (first ? RING_LEN : RING_LEN / 2) ||
+            !ring_push(first ? &best->first : &best->todo, task))
                 return false;
         best->n_out++;
         atomic_thread_fence(memory_order_seq_cst); /* pairs with the one in next_task() */
@@ -206,8 +222,12 @@ static bool give(struct ae_pool_threads *threads, struct ae_task *task)
 void ae_threads_run(struct ae_pool_threads *threads, struct ae_task *task)
 {
         threads->n_out++;
-        if (!ae_list_empty(&threads->backlog) || !give(threads, task))
+        if (goes_first(task)) {
+                if (!give(threads, task))
+                        ae_list_push_front(&threads->backlog, &task->link);
+        } else if (!ae_list_empty(&threads->backlog) || !give(threads, task)) {
                 ae_list_push(&threads->backlog, &task->link);
+        }
 }
 
 static void give_backlog(struct ae_pool_threads *threads)

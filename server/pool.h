@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Compute threads. The core's thread hands tasks out and takes them back; between them are rings
- * with one writer and one reader each, so no locks. A thread without work sleeps on a futex.
+ * with one writer and one reader each, so no locks. A thread without work sleeps on a futex. Copies
+ * are run before all other tasks that wait.
  */
 #pragma once
 

@@ -14,6 +14,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define N_TASKS 10000u
@@ -204,6 +205,86 @@ static void test_random_bursts(void **state)
         close_bed(&bed);
 }
 
+struct held {
+        struct bed bed;
+        int ends[2];
+        bool was_held; /* compute thread */
+};
+
+/* The first time, the thread stays here until the owner lets it go. */
+static void on_wake_held(void *user)
+{
+        struct held *held = user;
+        char word = 0;
+
+        if (!held->was_held && (write(held->ends[1], &word, 1) != 1 ||
+                                read(held->ends[1], &word, 1) != 1))
+                abort();
+        held->was_held = true;
+        on_wake(&held->bed);
+}
+
+static void hand_out_empty(struct bed *bed, uint32_t i, enum ae_task_kind kind)
+{
+        struct ae_task *task = &bed->tasks[i];
+
+        ae_list_init(&task->link);
+        task->kind = kind;
+        task->arg[0] = i;
+        task->copy.to = &bed->to[i];
+        task->copy.from = &bed->from[i];
+        ae_threads_run(bed->threads, task);
+}
+
+static void hold(struct held *held)
+{
+        char word;
+
+        open_bed(&held->bed, 1);
+        assert_null(ae_threads_free(held->bed.threads));
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, held->ends), 0);
+        assert_int_equal(ae_threads_new(1, on_wake_held, held, &held->bed.threads), 0);
+        hand_out_empty(&held->bed, 0, AE_TASK_ROUND);
+        assert_int_equal(read(held->ends[0], &word, 1), 1);
+}
+
+/* While the one thread is held it is given more than its rings take: 511 others, 512 copies. */
+static void test_copies_first(void **state)
+{
+        const uint32_t n_others = 2000, n_copies = 700;
+        struct held held = { 0 };
+        uint32_t n = 0, last_copy = 0;
+
+        (void)state;
+        hold(&held);
+        for (uint32_t i = 1; i <= n_others; i++)
+                hand_out_empty(&held.bed, i, AE_TASK_ROUND);
+        for (uint32_t i = n_others + 1; i <= n_others + n_copies; i++)
+                hand_out_empty(&held.bed, i, AE_TASK_COPY);
+        assert_int_equal(write(held.ends[0], "", 1), 1);
+        while (n < 1 + n_others + n_copies) {
+                struct ae_task *task = ae_threads_take(held.bed.threads);
+
+                if (!task) {
+                        sleep_until_woken(&held.bed);
+                        continue;
+                }
+                if (n >= 1 && n <= 512)
+                        assert_int_equal(task->kind, AE_TASK_COPY);
+                if (task->kind == AE_TASK_COPY)
+                        last_copy = n;
+                held.bed.n_back[task->arg[0]]++;
+                n++;
+        }
+        for (uint32_t i = 0; i < n; i++)
+                assert_int_equal(held.bed.n_back[i], 1);
+        /* the rest come before what no ring had room for, though not before what one had */
+        assert_in_range(last_copy, n_copies, n_copies + 511);
+        close_bed(&held.bed);
+        close(held.ends[0]);
+        close(held.ends[1]);
+}
+
 static void test_freed(void **state)
 {
         struct bed bed;
@@ -224,6 +305,7 @@ int main(void)
                 cmocka_unit_test(test_one_at_a_time),
                 cmocka_unit_test(test_told_once),
                 cmocka_unit_test(test_random_bursts),
+                cmocka_unit_test(test_copies_first),
                 cmocka_unit_test(test_freed),
         };
 
