@@ -234,7 +234,11 @@ static int wait_for_room(struct autoep *h, const struct scatter *s, struct room 
                 r = fits(h, room);
                 if (r != 0)
                         return r < 0 ? r : 0;
+                /* before the wait's first look; pairs with the fence of the daemon's free_ring() */
+                atomic_store(&h->page->grad_wanted,
+                             room->end > h->grad.len ? room->end - h->grad.len : 0);
                 r = ae_pump_wait(h, &wait);
+                atomic_store_explicit(&h->page->grad_wanted, 0, memory_order_relaxed);
                 if (r < 0)
                         return ae_pump_prefix(r, "the ring of %llu bytes has no room for unit '%s' "
                                               "(%u) in round %llu", (unsigned long long)h->grad.len,

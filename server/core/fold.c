@@ -107,7 +107,9 @@ static bool is_turn(const struct ae_sum *sum, uint32_t micro, uint32_t lane)
 /* Frees the ring up to the first piece that is still in it. */
 static void free_ring(struct ae_worker *worker)
 {
+        struct ae_local_page *page = page_of(worker);
         uint64_t before = worker->grad_free;
+        uint64_t wanted;
 
         while (worker->order_head != worker->order_tail) {
                 struct ae_piece *piece = worker->order[worker->order_head % worker->order_cap];
@@ -122,8 +124,11 @@ static void free_ring(struct ae_worker *worker)
         }
         if (worker->grad_free == before)
                 return;
-        atomic_store_explicit(&page_of(worker)->grad_tail, worker->grad_free, memory_order_release);
-        ae_worker_wake(worker);
+        atomic_store_explicit(&page->grad_tail, worker->grad_free, memory_order_release);
+        atomic_thread_fence(memory_order_seq_cst); /* pairs with the worker's of grad_wanted */
+        wanted = atomic_load_explicit(&page->grad_wanted, memory_order_relaxed);
+        if (wanted && wanted <= worker->grad_free)
+                ae_worker_wake(worker);
 }
 
 static void push_order(struct ae_worker *worker, struct ae_piece *piece)

@@ -56,6 +56,7 @@ static bool place_piece(struct simworker *worker, uint64_t len)
 {
         uint64_t ring = worker->page->grad_len;
         uint64_t tail = atomic_load_explicit(&worker->page->grad_tail, memory_order_acquire);
+        bool fits;
 
         if (!worker->piece_pos) {
                 uint64_t pad = worker->job->params.pads && !worker->job->ref.calm
@@ -65,7 +66,9 @@ static bool place_piece(struct simworker *worker, uint64_t len)
                 if (worker->piece_pos % ring + len > ring)
                         worker->piece_pos = ae_align_up(worker->piece_pos, 4) / ring * ring + ring;
         }
-        return worker->piece_pos + len - tail <= ring;
+        fits = worker->piece_pos + len - tail <= ring;
+        atomic_store(&worker->page->grad_wanted, fits ? 0 : worker->piece_pos + len - ring);
+        return fits;
 }
 
 static bool is_last(const struct simworker *worker, const struct simaction *a)

@@ -177,8 +177,10 @@ static void on_worker_send(void *user, struct ae_worker *worker, uint32_t type,
 
 static void on_worker_wake(void *user, struct ae_worker *worker)
 {
-        (void)user;
+        struct bed_node *node = user;
+
         (void)worker;
+        node->bed->n_wakes++;
 }
 
 static void on_log(void *user, int level, const char *text)

@@ -59,6 +59,7 @@ struct bed {
         struct ae_list events; /* struct event of test-core-bed.c */
         uint64_t now_ns;
         uint32_t n_done;       /* events worked off, to see that nothing happened */
+        uint32_t n_wakes;      /* of workers */
         uint32_t n_refused;    /* messages of cores that cores refused */
         char log[1024];        /* the last line */
 };

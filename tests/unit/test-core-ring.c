@@ -151,6 +151,33 @@ static void test_pieces(void **state)
         bed_free(bed);
 }
 
+/* A piece that leaves the ring wakes nobody but a worker that waits for as much room. */
+static void test_room(void **state)
+{
+        struct bed *bed = bed_new_live(1);
+        struct ae_local_page *page = bed_page(&bed->workers[0]);
+        struct ae_local_sqe sqe = piece();
+        static const struct {
+                uint64_t wanted; /* pieces */
+                bool wakes;
+        } cases[] = { { 0, false }, { 2, true }, { 4, false }, { 1, true }, { 5, true } };
+
+        (void)state;
+        for (uint64_t i = 0; i < AE_ARRAY_LEN(cases); i++) {
+                uint32_t before = bed->n_wakes;
+
+                sqe.unit = (uint32_t)i % BED_UNITS;
+                sqe.first = i / BED_UNITS * PIECE_N;
+                sqe.pos = i * PIECE_LEN;
+                atomic_store(&page->grad_wanted, cases[i].wanted * PIECE_LEN);
+                assert_int_equal(post(&bed->workers[0], &sqe), 0);
+                bed_run(bed);
+                assert_int_equal(page->grad_tail, (i + 1) * PIECE_LEN);
+                assert_int_equal(bed->n_wakes - before, cases[i].wakes);
+        }
+        bed_free(bed);
+}
+
 static void test_lanes(void **state)
 {
         struct bed *bed = bed_new_live(2);
@@ -454,6 +481,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_units),    cmocka_unit_test(test_unknown_ops),
                 cmocka_unit_test(test_ranges_and_slots), cmocka_unit_test(test_pieces),
+                cmocka_unit_test(test_room),
                 cmocka_unit_test(test_lanes),    cmocka_unit_test(test_steps),
                 cmocka_unit_test(test_exchange),
                 cmocka_unit_test(test_collective_order), cmocka_unit_test(test_index),
