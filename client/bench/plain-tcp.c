@@ -32,11 +32,13 @@ struct side {
         bool asks, serves;
         struct pollfd fds[N_FDS]; /* the streams, then the control connection */
         char *from, *to;
+        char *own_from, *own_to; /* own_len bytes, as many times as from and to */
 };
 
 /* One transfer. */
 struct turn {
         char *from, *to;
+        char *own_from, *own_to;
         uint64_t tx_left[AE_BENCH_TCP_STREAMS_MAX], rx_left[AE_BENCH_TCP_STREAMS_MAX];
         uint64_t tx_all, rx_all;
         bool asked; /* by the other side */
@@ -59,7 +61,9 @@ static void turn_init(const struct side *side, uint32_t index, struct turn *turn
         const struct ae_bench_tcp *tcp = side->tcp;
 
         *turn = (struct turn){ .from = side->from + index % tcp->n_from * tcp->len,
-                               .to = side->to + index % tcp->n_to * tcp->len };
+                               .to = side->to + index % tcp->n_to * tcp->len,
+                               .own_from = side->own_from + index % tcp->n_from * tcp->own_len,
+                               .own_to = side->own_to + index % tcp->n_to * tcp->own_len };
         for (uint32_t i = 0; i < tcp->streams; i++) {
                 turn->tx_left[i] = side->serves ? part_len(tcp, i) : 0;
                 turn->rx_left[i] = side->asks ? part_len(tcp, i) : 0;
@@ -118,6 +122,8 @@ static int take_turn(struct side *side, struct turn *turn, uint64_t *ret_ns)
 
         if (side->asks && send(side->fds[CTL].fd, &word, 1, MSG_NOSIGNAL) != 1)
                 return -1;
+        if (side->asks) /* what the other side sends first fills the buffers meanwhile */
+                memcpy(turn->own_to, turn->own_from, side->tcp->own_len);
         while (turn->rx_all || turn->tx_all) {
                 if (look(side, turn) < 0)
                         return -1;
@@ -146,7 +152,9 @@ static int play(struct side *side, uint64_t *ret_best_ns)
         *ret_best_ns = UINT64_MAX;
         side->from = ae_bench_memory_new(side->tcp->len * side->tcp->n_from);
         side->to = ae_bench_memory_new(side->tcp->len * side->tcp->n_to);
-        if (!side->from || !side->to)
+        side->own_from = ae_bench_memory_new(AE_MAX(side->tcp->own_len, 1u) * side->tcp->n_from);
+        side->own_to = ae_bench_memory_new(AE_MAX(side->tcp->own_len, 1u) * side->tcp->n_to);
+        if (!side->from || !side->to || !side->own_from || !side->own_to)
                 return -1;
         for (uint32_t i = 0; i <= side->tcp->repeats; i++) {
                 turn_init(side, i, &turn);

@@ -451,9 +451,15 @@ static int copy_floor(struct ae_bench_job *job, uint64_t len, uint64_t *ret_ns)
 static int fetch_row(struct ae_bench_job *job, enum mode mode, const struct fetches *best)
 {
         const bool tcp = strcmp(job->info.transport, "tcp") == 0;
-        struct ae_bench_row row = row_of(job, AE_BENCH_GBPS, tcp ? "plain TCP" : "memcpy");
-        const struct ae_bench_tcp plain = { .len = best->len, .streams = STREAMS,
-                                            .n_from = FETCH_UNITS, .n_to = FETCH_CACHED,
+        const uint64_t own_len =
+                mode == MODE_PART ? 0 : job->unit_len - AE_MIN(best->len, job->unit_len);
+        struct ae_bench_row row = row_of(job, AE_BENCH_GBPS,
+                                         !tcp ? "memcpy"
+                                         : own_len ? "TCP + own copy"
+                                                   : "plain TCP");
+        const struct ae_bench_tcp plain = { .len = best->len, .own_len = own_len,
+                                            .streams = STREAMS, .n_from = FETCH_UNITS,
+                                            .n_to = FETCH_CACHED,
                                             .both_ways = modes[mode].all_ask,
                                             .repeats = job->options->quick ? 3 : 8 };
         uint64_t floor_ns;
