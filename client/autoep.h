@@ -5,7 +5,7 @@
  * A process opens a handle to the daemon of its node, registers the model, and then, step after
  * step, gathers the weights of a unit when it needs them and scatters the unit's gradients when it
  * has them; the daemons reduce, clip and run the optimizer. Experts stay in the process; their
- * tokens and gradients travel through autoep_exchange() or through NCCL.
+ * tokens and gradients travel through autoep_exchange().
  *
  * Results. Every call returns 0 or a negative AUTOEP_E… code; outputs are written on success only.
  * autoep_last_error() gives the calling thread's last failure as text: what was tried, why it
@@ -19,9 +19,9 @@
  * the same time; order is kept per thread. The other calls are for one thread at a time. After
  * fork() the handle is dead in the child: every call but autoep_close() gives AUTOEP_EFORKED.
  *
- * Structs. Every struct that is passed in or out starts with its size in bytes; set it, with the
- * rest zeroed, through the initialisers below. Names are UTF-8 and NUL-terminated. Sizes are bytes
- * when named len, elements when named n.
+ * Structs. Every struct that is passed in or out starts with its size in bytes, but for
+ * autoep_hyper and autoep_norm2; set it, with the rest zeroed, through the initialisers below.
+ * Names are UTF-8 and NUL-terminated. Sizes are bytes when named len, elements when named n.
  */
 #ifndef AUTOEP_H
 #define AUTOEP_H
@@ -65,7 +65,7 @@ enum autoep_error {
         AUTOEP_EMISMATCH = -15, /* ranks disagree; the text names the first difference */
         AUTOEP_EUNSUPPORTED = -16, /* a legal wish that this build or version does not fulfil */
         AUTOEP_EFORKED = -17,      /* the handle belongs to the parent process */
-        AUTOEP_ECLOSED = -18,      /* the handle is closed */
+        AUTOEP_ECLOSED = -18,      /* the handle has left the job, or all ranks have */
         AUTOEP_ENONFINITE = -19,   /* a gradient holds NaN or Inf and the job says stop */
         AUTOEP_EOVERFLOW = -20     /* a size is beyond its limit */
 };
@@ -201,6 +201,7 @@ struct autoep_info {
         uint64_t version, round, epoch;
         char transport[16];   /* between daemons: "tcp", "shm", or "none" with one node */
 };
+/* Where this process is, what the job has reached; what registration would tell is 0 before it. */
 AUTOEP_API int autoep_info(const autoep *handle, struct autoep_info *ret_info);
 
 /* ---- gather ----------------------------------------------------------------------------- */
@@ -321,14 +322,16 @@ struct autoep_verdict {
 AUTOEP_API int autoep_step(autoep *handle, const struct autoep_step *step, int timeout_ms,
                            struct autoep_verdict *ret_verdict);
 
-/* Promises the others that this rank is alive but busy: their deadlines grow by @seconds. */
+/* Promises the others that this rank is alive but busy: their deadlines grow by @seconds. What
+ * autoep-ctl shows is @reason; borrowed during the call. */
 AUTOEP_API int autoep_pause(autoep *handle, const char *reason, uint32_t seconds);
 
 /* ---- state from outside, between steps --------------------------------------------------- */
 
 /* Copies elements [first, first + n) of @tensor's @what into @data (fp32, weights in their dtype):
  * all as they are at one version, also beside a step or a put of others; but a gradient is only
- * whole until a rank scatters again. */
+ * whole until a rank scatters again. AUTOEP_ENOENT; AUTOEP_EINVAL for a range outside the tensor or
+ * state that it doesn't have; AUTOEP_EBUDGET when a node has no memory left for the transfer. */
 AUTOEP_API int autoep_get(autoep *handle, uint32_t tensor, uint32_t what, uint64_t first,
                           uint64_t n, void *data, int timeout_ms);
 
@@ -342,7 +345,8 @@ struct autoep_put_item {
 /*
  * Replaces state: all items or none, seen by every rank as one new version. Only between steps:
  * AUTOEP_ESTATE when the version isn't @version, or when any rank has begun to scatter or has asked
- * for the step. Called by one rank (or reader) at a time.
+ * for the step; AUTOEP_EBUDGET when a node has no memory left for it. Called by one rank or reader
+ * at a time.
  */
 AUTOEP_API int autoep_put(autoep *handle, uint64_t version, const struct autoep_put_item *items,
                           size_t n, int timeout_ms);
@@ -365,7 +369,8 @@ AUTOEP_API int autoep_exchange(autoep *handle, enum autoep_group group, const vo
  * (layer, tensor), and the bytes if they are alike on all ranks, otherwise 0. Libraries and daemons
  * compare these three and the exchange's number between the ranks of the group, so that two
  * collectives in another order on one rank are AUTOEP_EMISMATCH and never a wrong sum. At first
- * AUTOEP_EXCHANGE, 0, 0. AUTOEP_EINVAL when there is no such group or kind.
+ * AUTOEP_EXCHANGE, 0, 0. AUTOEP_EINVAL when there is no such group or kind; AUTOEP_ESTATE before
+ * registration and for a reader.
  */
 AUTOEP_API int autoep_announce(autoep *handle, enum autoep_group group,
                                enum autoep_collective kind, uint32_t id, uint64_t len);

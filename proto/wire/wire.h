@@ -3,7 +3,7 @@
  * What daemons say to each other on the hot path, as packed little-endian structs, and the notes
  * that puts carry. PROTOCOL.md draws them. Cold messages (forming a job, get and put of state,
  * control) are protobuf, see control.proto; both travel as one ae_net msg that begins with struct
- * ae_wire_head. Only codec.c reads these structs from peer bytes.
+ * ae_wire_head. Who reads one from a peer's bytes checks the length first.
  */
 #pragma once
 
@@ -112,8 +112,8 @@ struct ae_wire_ask {
 } __attribute__((packed));
 static_assert(sizeof(struct ae_wire_ask) == 40 + 40 * 32, "wire format");
 
-/* Where a NaN or Inf was first read; unit AE_WIRE_NONE: none. */
-#define AE_WIRE_NONE UINT32_MAX
+#define AE_WIRE_NONE UINT32_MAX /* no unit, tensor, rank */
+/* Where a NaN or Inf was first read. */
 struct ae_wire_bad {
         uint32_t rank;
         uint32_t unit, tensor; /* expert: both AE_WIRE_NONE, name in text */
@@ -158,7 +158,7 @@ struct ae_wire_verdict {
 } __attribute__((packed));
 static_assert(sizeof(struct ae_wire_verdict) == 88 + 1320 + 272, "wire format");
 
-struct ae_wire_prepare { /* also COMMIT, without counts */
+struct ae_wire_prepare {
         struct ae_wire_head head;
         struct ae_wire_verdict verdict;
         uint32_t n_counts;

@@ -13,8 +13,11 @@
  *   fold.c    scatter: this node's sums       owner.c  scatter: the owner's sums
  *   round.c   end, vote, verdict              apply.c  optimizer after a verdict
  *   wait.c    who is waited for, in words check.c   what a peer may say
- *   flow.c    exchange between workers        state.c  get and put
- *   order.c   order of a group's collectives
+ *   flow.c    exchange between workers        order.c  order of a group's collectives
+ *   state.c   get and put: entry, staging     get.c, put.c  each of them
+ *
+ * Below these and without a job: extent.c (allocation of ranges), shard.c (the shard's format, its
+ * undo records, the optimizer over it), task.c (what compute threads run).
  */
 #pragma once
 
