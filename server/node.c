@@ -340,15 +340,6 @@ const char *ae_node_address(const struct ae_node *node)
         return node->address;
 }
 
-bool ae_node_complete(const struct ae_node *node)
-{
-        for (uint32_t i = 0; i < node->options.n_nodes; i++) {
-                if (i != node->options.node && !node->peers[i].up)
-                        return false;
-        }
-        return true;
-}
-
 void ae_node_peer_info(const struct ae_node *node, uint32_t i, struct ae_node_peer_info *ret)
 {
         const struct peer *peer = &node->peers[i];

@@ -38,8 +38,6 @@ struct ae_node *ae_node_free(struct ae_node *node);
 struct ae_core *ae_node_core(struct ae_node *node);
 /* The address others reach it at, with its real port; "" with one node. */
 const char *ae_node_address(const struct ae_node *node);
-/* Whether all peers are connected. */
-bool ae_node_complete(const struct ae_node *node);
 
 /* Works off the transport's events. Returns false when it may sleep until wake(). */
 bool ae_node_poll(struct ae_node *node);

@@ -763,8 +763,3 @@ void ae_sessions_tick(struct ae_sessions *sessions, uint64_t now_ns)
                         end_session(session, session->known ? "it was refused" : "it said nothing");
         }
 }
-
-uint32_t ae_sessions_count(const struct ae_sessions *sessions)
-{
-        return sessions->n;
-}

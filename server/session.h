@@ -36,4 +36,3 @@ void ae_sessions_drain(struct ae_sessions *sessions);
 bool ae_sessions_sleep(struct ae_sessions *sessions);
 void ae_sessions_awake(struct ae_sessions *sessions);
 void ae_sessions_tick(struct ae_sessions *sessions, uint64_t now_ns);
-uint32_t ae_sessions_count(const struct ae_sessions *sessions);

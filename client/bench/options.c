@@ -5,7 +5,6 @@
 #include "proto/base/num.h"
 #include "proto/base/status.h"
 
-#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
@@ -33,12 +32,6 @@ static const struct {
         AE_BENCH_SUITE_TABLE(SUITE_ROW)
 #undef SUITE_ROW
 };
-
-const char *ae_bench_suite_word(enum ae_bench_suite suite)
-{
-        assert(suite < AE_BENCH_N_SUITES);
-        return suites[suite].word;
-}
 
 static int parse_count(const char *what, const char *word, uint32_t max, uint32_t *ret_n)
 {

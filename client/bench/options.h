@@ -55,4 +55,3 @@ struct ae_bench_options {
 /* AE_EINVAL names the option and what is wrong with it. */
 int ae_bench_options_parse(int argc, char **argv, struct ae_bench_options *ret_options);
 void ae_bench_options_help(FILE *out);
-const char *ae_bench_suite_word(enum ae_bench_suite suite);

@@ -248,7 +248,7 @@ int ae_flow_arrived(struct ae_job *job, uint64_t note)
         return 0;
 }
 
-int ae_flow_new(struct ae_worker *worker)
+void ae_flow_new(struct ae_worker *worker)
 {
         struct ae_job *job = worker->job;
         struct ae_outbox *outbox = ae_table_new(job->core, 1, sizeof(*outbox));
@@ -265,7 +265,6 @@ int ae_flow_new(struct ae_worker *worker)
         worker->outbox = job->outboxes[worker->local] = outbox;
         worker->flow_in = ae_table_new(job->core, job->world, sizeof(*worker->flow_in));
         worker->flow_acked = ae_table_new(job->core, job->world, sizeof(*worker->flow_acked));
-        return 0;
 }
 
 void ae_flow_leave(struct ae_worker *worker)

@@ -692,7 +692,7 @@ int ae_flow_ack(struct ae_worker *worker, const struct ae_local_sqe *sqe);
 int ae_flow_arrived(struct ae_job *job, uint64_t note);
 int ae_flow_credit(struct ae_job *job, const struct ae_wire_xcredit *credit, size_t len);
 void ae_flow_put_done(struct ae_flow_msg *message);
-int ae_flow_new(struct ae_worker *worker);
+void ae_flow_new(struct ae_worker *worker);
 /* A rank leaves: the job fails if others are in an exchange with it. */
 void ae_flow_leave(struct ae_worker *worker);
 void ae_flow_worker_gone(struct ae_worker *worker);

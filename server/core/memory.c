@@ -388,7 +388,8 @@ int ae_memory_worker(struct ae_worker *worker)
         xin->slots_off =
                 ae_align_up(sizeof(*xin) + job->world * sizeof(struct ae_local_xflow), 4096);
         ((struct ae_local_page *)worker->page->base)->xout_len = out.len;
-        return ae_flow_new(worker);
+        ae_flow_new(worker);
+        return 0;
 }
 
 /* ---- grants ----------------------------------------------------------------------------- */

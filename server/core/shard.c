@@ -55,14 +55,6 @@ uint64_t ae_shard_len(uint64_t state_n, uint64_t weight_len, uint32_t n_undo)
         return ae_align_up(header.weight_off + weight_len, 4096);
 }
 
-void ae_shard_place(void *base, uint64_t state_n, uint64_t weight_len, uint32_t n_undo,
-                    struct ae_shard *ret_shard)
-{
-        struct ae_shard_header header = header_of(state_n, weight_len, n_undo);
-
-        point(base, &header, ret_shard);
-}
-
 void ae_shard_format(void *base, uint64_t state_n, uint64_t weight_len, uint32_t n_undo,
                      struct ae_shard *ret_shard)
 {

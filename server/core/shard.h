@@ -58,9 +58,6 @@ void ae_shard_format(void *base, uint64_t state_n, uint64_t weight_len, uint32_t
                      struct ae_shard *ret_shard);
 /* Opens a mapping that was formatted before: AE_EPROTO when it is not one. */
 int ae_shard_open(void *base, uint64_t len, struct ae_shard *ret_shard);
-/* Addresses alone, touching nothing: for a reserved range without memory. */
-void ae_shard_place(void *base, uint64_t state_n, uint64_t weight_len, uint32_t n_undo,
-                    struct ae_shard *ret_shard);
 struct ae_task_apply;
 struct ae_apply_run;
 
