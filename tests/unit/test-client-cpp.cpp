@@ -9,6 +9,7 @@ int main()
         struct autoep_options options = AUTOEP_OPTIONS_INIT;
         struct autoep_view view = AUTOEP_VIEW_INIT;
         struct autoep_verdict verdict = AUTOEP_VERDICT_INIT;
+        struct autoep_norm2 sum = {};
         autoep *handle = nullptr;
 
         if (view.size != sizeof(view) || verdict.size != sizeof(verdict) || verdict.why[0])
@@ -22,5 +23,9 @@ int main()
         if (!std::strstr(autoep_last_error(), "/nonexistent/autoepd.sock"))
                 return 3;
         autoep_close(handle);
+        if (autoep_norm2_add(&sum, -1.0) != AUTOEP_EINVAL || sum.limb[9])
+                return 4;
+        if (autoep_announce(nullptr, AUTOEP_GROUP_EDP, AUTOEP_ALL_REDUCE, 0, 0) != AUTOEP_EINVAL)
+                return 5;
         return 0;
 }
