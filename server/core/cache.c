@@ -161,36 +161,36 @@ static void sweep(struct ae_job *job)
         }
 }
 
-/* How far away the next use of @unit is, in the learnt order; the order's length when unknown. */
-static uint32_t next_use(const struct ae_job *job, uint32_t unit)
+/* Where @unit stands in the learnt order; the order's length when it isn't in it. */
+static uint32_t order_place(const struct ae_job *job, uint32_t unit)
 {
         for (uint32_t i = 0; i < job->n_order; i++) {
-                if (job->order[(job->cursor + i) % job->n_order] == unit)
+                if (job->order[i] == unit)
                         return i;
         }
         return job->n_order;
 }
 
-/* The published unit whose next use is farthest and farther than @unit's, unheld. */
+/* The published unit that nobody holds whose place in the order is farthest, past @unit's. */
 static uint32_t pick_victim(struct ae_job *job, uint32_t unit, bool needed)
 {
         uint32_t best = AE_WIRE_NONE;
-        uint32_t best_use = needed ? 0 : next_use(job, unit);
+        uint32_t best_place = needed ? 0 : order_place(job, unit);
 
         for (uint32_t u = 0; u < job->layout->n_units; u++) {
                 struct ae_cache_unit *other = &job->units[u];
-                uint32_t use;
+                uint32_t place;
 
                 if (u == unit || other->slot == AE_LOCAL_SLOT_NONE ||
                     other->fetch != AE_WIRE_NONE ||
                     job->slots[other->slot].state != AE_SLOT_PUBLISHED)
                         continue;
-                use = next_use(job, u);
-                if ((best == AE_WIRE_NONE && needed) || use > best_use) {
+                place = order_place(job, u);
+                if ((best == AE_WIRE_NONE && needed) || place > best_place) {
                         if (slot_in_use(job, other->slot))
                                 continue;
                         best = u;
-                        best_use = use;
+                        best_place = place;
                 }
         }
         return best;
@@ -650,7 +650,6 @@ void ae_cache_commit(struct ae_job *job)
                 job->n_order = job->n_next;
         }
         job->n_next = 0;
-        job->cursor = 0;
         for (uint32_t u = 0; u < job->layout->n_units; u++) {
                 struct ae_cache_unit *unit = &job->units[u];
 

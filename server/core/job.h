@@ -443,7 +443,7 @@ struct ae_job {
         struct ae_fetch *fetches;      /* owned */
         uint32_t n_fetches;
         uint32_t *order;               /* owned; units in order of use in the last round */
-        uint32_t n_order, cap_order, cursor;
+        uint32_t n_order, cap_order;
         uint32_t *next_order;          /* owned; of this round, being learnt */
         uint32_t n_next;
         struct ae_list ranges;         /* struct ae_waiter: ranges that wait for room */
