@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The core over a transport. Owner thread of the endpoint. The higher node id connects. */
+/*
+ * The core over a transport. Owner thread of the endpoint. The higher node id connects.
+ *
+ * What the transport does not take at once waits for it in order, messages in blocks of one pool:
+ * a backlog no larger than one before allocates nothing. A peer for which too much waits is given
+ * up.
+ */
 #include "server/node.h"
 
 #include "proto/base/cleanup.h"
@@ -8,6 +14,7 @@
 #include "proto/base/status.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +23,13 @@
 
 #define RETRY_NS (100 * UINT64_C(1000000))
 #define EVENTS 64
+#define BLOCK_LEN 4096u
+
+/* A stretch of a msg that waits. */
+struct block {
+        struct ae_list link;
+        char data[BLOCK_LEN - sizeof(struct ae_list)];
+};
 
 /* A msg or put that the transport could not take yet, or a put to a peer that is gone. */
 struct pending {
@@ -24,7 +38,9 @@ struct pending {
         struct ae_net_key key;
         struct ae_net_mem *src;
         uint64_t off, src_off, len, note, cookie;
-        void *data; /* owned; msg */
+        struct ae_list blocks;  /* struct block; msg */
+        struct ae_list waiting; /* in the peer's, a WAITING of @job */
+        uint32_t job;
 };
 
 struct peer {
@@ -36,6 +52,9 @@ struct peer {
         uint64_t retry_ns;
         uint64_t sent_len, received_len; /* of puts, over all its connections */
         struct ae_list pending;
+        struct ae_list waitings;   /* struct pending: the WAITINGs among them, one per job */
+        uint64_t pending_len, n_msgs, n_puts; /* memory that they take; how many */
+        bool given_up;             /* too much: to be dropped */
         char why[AE_WIRE_TEXT];
 };
 
@@ -44,41 +63,125 @@ struct ae_node {
         struct ae_core *core;
         struct ae_net *net;        /* NULL with one node */
         struct peer *peers;        /* owned */
-        struct ae_pool pendings;
+        struct ae_pool pendings, blocks;
+        char *join;                /* owned; where a msg of several blocks is put together */
+        bool gives_up;             /* some peer */
         struct ae_list lost;       /* struct pending: puts that end with AE_ELOST */
         char address[AE_NET_ADDR_MAX];
 };
 
 /* ---- actions of the core ---------------------------------------------------------------- */
 
-static struct pending *defer(struct peer *peer)
+static size_t n_blocks(size_t len)
 {
-        struct pending *pending = ae_pool_take(&peer->node->pendings);
+        return ae_div_up(len, sizeof(((struct block *)NULL)->data));
+}
 
-        ae_list_push(peer->up ? &peer->pending : &peer->node->lost, &pending->link);
-        return pending;
+static size_t weight(const struct pending *pending)
+{
+        return sizeof(*pending) + (pending->put ? 0 : n_blocks(pending->len) * BLOCK_LEN);
+}
+
+/* A peer for which too much waits is dropped by the next poll: the core, which called, must not hear
+ * of it here. */
+static void charge(struct peer *peer, const struct pending *pending)
+{
+        peer->pending_len += weight(pending);
+        peer->n_msgs += !pending->put;
+        peer->n_puts += pending->put;
+        if (peer->pending_len > AE_NODE_BACKLOG_MAX)
+                peer->given_up = peer->node->gives_up = true;
+}
+
+/* Takes it out of its peer's queue; a put is still to be ended. */
+static void unqueue(struct peer *peer, struct pending *pending)
+{
+        assert(peer->pending_len >= weight(pending));
+        peer->pending_len -= weight(pending);
+        peer->n_msgs -= !pending->put;
+        peer->n_puts -= pending->put;
+        ae_list_unlink(&pending->link);
+}
+
+static void free_pending(struct ae_node *node, struct pending *pending)
+{
+        struct ae_list *block;
+
+        while (!pending->put && (block = ae_list_pop(&pending->blocks)))
+                ae_pool_give(&node->blocks, block);
+        if (!pending->put)
+                ae_list_unlink(&pending->waiting);
+        ae_pool_give(&node->pendings, pending);
+}
+
+static void copy_in(struct ae_node *node, struct pending *pending, const char *data)
+{
+        for (size_t off = 0; off < pending->len; off += sizeof(((struct block *)NULL)->data)) {
+                struct block *block = ae_pool_take(&node->blocks);
+
+                memcpy(block->data, data + off, AE_MIN(sizeof(block->data), pending->len - off));
+                ae_list_push(&pending->blocks, &block->link);
+        }
+}
+
+/* The bytes of a msg in one piece, until the next call. */
+static const char *copy_out(struct ae_node *node, const struct pending *pending)
+{
+        struct block *block;
+        size_t off = 0;
+
+        if (n_blocks(pending->len) == 1)
+                return ae_list_entry(pending->blocks.next, struct block, link)->data;
+        ae_list_for_each(block, &pending->blocks, link) {
+                memcpy(node->join + off, block->data,
+                       AE_MIN(sizeof(block->data), pending->len - off));
+                off += sizeof(block->data);
+        }
+        return node->join;
+}
+
+/* Of what a job waits for only the last word counts: an earlier one need not be sent any more. */
+static void supersede(struct peer *peer, struct pending *pending, const struct ae_wire_head *head)
+{
+        struct pending *old;
+
+        pending->job = head->job;
+        ae_list_for_each(old, &peer->waitings, waiting) {
+                if (old->job != head->job)
+                        continue;
+                unqueue(peer, old);
+                free_pending(peer->node, old);
+                break;
+        }
+        ae_list_push(&peer->waitings, &pending->waiting);
 }
 
 static void do_msg(void *user, uint32_t to, const void *data, size_t len)
 {
         struct ae_node *node = user;
         struct peer *peer = &node->peers[to];
+        struct ae_wire_head head;
         struct pending *pending;
         int r = AE_EAGAIN;
 
-        if (!peer->up)
+        assert(len >= sizeof(head) && len <= AE_NET_MSG_MAX);
+        if (!peer->up || peer->given_up)
                 return; /* the core hears of the loss; what it said no longer matters */
         if (ae_list_empty(&peer->pending))
                 r = ae_net_msg(peer->conn, data, len);
         assert(r == 0 || r == AE_EAGAIN || r == AE_ELOST);
         if (r != AE_EAGAIN)
                 return;
-        pending = defer(peer);
-        pending->data = malloc(len);
-        if (!pending->data)
-                abort();
-        memcpy(pending->data, data, len);
+        memcpy(&head, data, sizeof(head));
+        pending = ae_pool_take(&node->pendings);
         pending->len = len;
+        ae_list_init(&pending->blocks);
+        ae_list_init(&pending->waiting);
+        if (head.op == AE_WIRE_WAITING)
+                supersede(peer, pending, &head);
+        copy_in(node, pending, data);
+        ae_list_push(&peer->pending, &pending->link);
+        charge(peer, pending);
 }
 
 static void do_put(void *user, uint32_t to, const struct ae_net_key *key, uint64_t off,
@@ -96,7 +199,7 @@ static void do_put(void *user, uint32_t to, const struct ae_net_key *key, uint64
                 peer->sent_len += len;
                 return;
         }
-        pending = defer(peer);
+        pending = ae_pool_take(&node->pendings);
         pending->put = true;
         pending->key = *key;
         pending->src = src->mem;
@@ -105,10 +208,12 @@ static void do_put(void *user, uint32_t to, const struct ae_net_key *key, uint64
         pending->len = len;
         pending->note = note;
         pending->cookie = cookie;
-        if (r != AE_EAGAIN) { /* the connection broke; its DOWN is on the way */
-                ae_list_unlink(&pending->link);
+        if (!peer->up || r != AE_EAGAIN) { /* the connection broke; its DOWN is on the way */
                 ae_list_push(&node->lost, &pending->link);
+                return;
         }
+        ae_list_push(&peer->pending, &pending->link);
+        charge(peer, pending);
 }
 
 static int do_grant(void *user, uint32_t to, struct ae_region *region, uint64_t off, uint64_t len,
@@ -240,6 +345,11 @@ static int open_net(struct ae_node *node)
 
         if (options->n_nodes == 1)
                 return 0;
+        node->join = malloc(AE_NET_MSG_MAX);
+        if (!node->join)
+                return ae_fail(AE_ENOMEM, "no memory for a message");
+        ae_pool_grow(&node->pendings);
+        ae_pool_grow(&node->blocks);
         r = ae_net_open(options->transport, &net, &node->net);
         return r < 0 ? r : ae_net_address(node->net, node->address);
 }
@@ -261,6 +371,7 @@ int ae_node_new(const struct ae_node_options *options, struct ae_node **ret_node
                 return ae_fail(AE_ENOMEM, "no memory for a node");
         node->options = *options;
         ae_pool_init(&node->pendings, sizeof(struct pending));
+        ae_pool_init(&node->blocks, sizeof(struct block));
         ae_list_init(&node->lost);
         node->peers = calloc(options->n_nodes, sizeof(*node->peers));
         if (!node->peers)
@@ -268,6 +379,7 @@ int ae_node_new(const struct ae_node_options *options, struct ae_node **ret_node
         for (uint32_t i = 0; i < options->n_nodes; i++) {
                 node->peers[i].node = node;
                 ae_list_init(&node->peers[i].pending);
+                ae_list_init(&node->peers[i].waitings);
                 node->peers[i].address = strdup(options->peers[i]);
                 if (!node->peers[i].address)
                         return ae_fail(AE_ENOMEM, "no memory for an address");
@@ -283,20 +395,37 @@ int ae_node_new(const struct ae_node_options *options, struct ae_node **ret_node
         return 0;
 }
 
-static void fail_pending(struct ae_node *node, struct ae_list *list)
+/* Puts that nothing comes of any more. */
+static void fail_lost(struct ae_node *node)
 {
         struct ae_list *entry;
 
-        while ((entry = ae_list_pop(list))) {
+        while ((entry = ae_list_pop(&node->lost))) {
                 struct pending *pending = ae_list_entry(entry, struct pending, link);
-                bool put = pending->put;
                 uint64_t cookie = pending->cookie;
 
-                free(pending->data);
-                ae_pool_give(&node->pendings, pending);
-                if (put)
-                        ae_core_put_done(node->core, cookie, AE_ELOST);
+                free_pending(node, pending);
+                ae_core_put_done(node->core, cookie, AE_ELOST);
         }
+}
+
+static void fail_pending(struct peer *peer)
+{
+        struct ae_node *node = peer->node;
+
+        while (!ae_list_empty(&peer->pending)) {
+                struct pending *pending =
+                        ae_list_entry(peer->pending.next, struct pending, link);
+
+                unqueue(peer, pending);
+                if (pending->put)
+                        ae_list_push(&node->lost, &pending->link);
+                else
+                        free_pending(node, pending);
+        }
+        assert(peer->pending_len == 0);
+        peer->given_up = false;
+        fail_lost(node);
 }
 
 struct ae_node *ae_node_free(struct ae_node *node)
@@ -311,7 +440,7 @@ struct ae_node *ae_node_free(struct ae_node *node)
                         ae_net_conn_close(node->peers[i].conn);
                 node->peers[i].up = false;
                 if (node->core)
-                        fail_pending(node, &node->peers[i].pending);
+                        fail_pending(&node->peers[i]);
                 free(node->peers[i].address);
         }
         while (node->net && (n = ae_net_poll(node->net, events, EVENTS)) > 0) {
@@ -321,10 +450,12 @@ struct ae_node *ae_node_free(struct ae_node *node)
                 }
         }
         if (node->core)
-                fail_pending(node, &node->lost);
+                fail_lost(node);
         ae_core_free(node->core);
         ae_net_close(node->net);
         ae_pool_deinit(&node->pendings);
+        ae_pool_deinit(&node->blocks);
+        free(node->join);
         free(node->peers);
         free(node);
         return NULL;
@@ -428,24 +559,46 @@ static void on_down(struct ae_node *node, const struct ae_net_event *event)
         peer->conn = NULL;
         ae_net_conn_close(event->conn);
         set_why(node, id, text);
-        fail_pending(node, &peer->pending);
+        fail_pending(peer);
         if (was_up)
                 ae_core_peer_down(node->core, id, text);
 }
 
-/* Closes what broke the protocol; the core hears of it as of any loss. */
+/* The core hears of it as of any loss. */
 static void drop(struct ae_node *node, uint32_t id, const char *text)
 {
         struct peer *peer = &node->peers[id];
         char copy[AE_WIRE_TEXT];
 
         (void)snprintf(copy, sizeof(copy), "%s", text);
-        node_log(node, 0, "node %u broke the protocol: %s", id, copy);
         ae_net_conn_close(peer->conn);
         peer->conn = NULL;
         peer->up = false;
-        fail_pending(node, &peer->pending);
+        fail_pending(peer);
         ae_core_peer_down(node->core, id, copy);
+}
+
+/* Those for which more waits than may. */
+static void give_up(struct ae_node *node)
+{
+        char text[AE_WIRE_TEXT];
+
+        if (!node->gives_up)
+                return;
+        node->gives_up = false;
+        for (uint32_t id = 0; id < node->options.n_nodes; id++) {
+                const struct peer *peer = &node->peers[id];
+
+                if (!peer->given_up)
+                        continue;
+                (void)snprintf(text, sizeof(text),
+                               "it takes too little: %" PRIu64 " messages and %" PRIu64
+                               " puts wait for it, more than the %u MiB that may",
+                               peer->n_msgs, peer->n_puts,
+                               (unsigned)(AE_NODE_BACKLOG_MAX / AE_MIB));
+                set_why(node, id, text);
+                drop(node, id, text);
+        }
 }
 
 static void flush(struct ae_node *node, struct peer *peer)
@@ -453,26 +606,30 @@ static void flush(struct ae_node *node, struct peer *peer)
         struct pending *pending;
         int r;
 
-        while (peer->up && !ae_list_empty(&peer->pending)) {
+        while (peer->up && !peer->given_up && !ae_list_empty(&peer->pending)) {
                 pending = ae_list_entry(peer->pending.next, struct pending, link);
                 if (pending->put)
                         r = ae_net_put(peer->conn, &pending->key, pending->off, pending->src,
                                        pending->src_off, pending->len, pending->note,
                                        pending->cookie);
                 else
-                        r = ae_net_msg(peer->conn, pending->data, pending->len);
+                        r = ae_net_msg(peer->conn, copy_out(node, pending), pending->len);
                 if (r == AE_EAGAIN)
                         return;
-                ae_list_unlink(&pending->link);
+                unqueue(peer, pending);
                 if (r == 0 && pending->put)
                         peer->sent_len += pending->len;
-                if (r < 0 && pending->put) {
+                if (r < 0 && pending->put)
                         ae_list_push(&node->lost, &pending->link);
-                        continue;
-                }
-                free(pending->data);
-                ae_pool_give(&node->pendings, pending);
+                else
+                        free_pending(node, pending);
         }
+}
+
+static void broke_protocol(struct ae_node *node, uint32_t id, const char *text)
+{
+        node_log(node, 0, "node %u broke the protocol: %s", id, text);
+        drop(node, id, text);
 }
 
 static void on_event(struct ae_node *node, const struct ae_net_event *event)
@@ -489,7 +646,7 @@ static void on_event(struct ae_node *node, const struct ae_net_event *event)
         case AE_NET_EV_MSG:
                 if (peer && peer->conn == event->conn &&
                     ae_core_msg(node->core, event->conn->node, event->data, event->len) < 0)
-                        drop(node, event->conn->node, ae_error_text());
+                        broke_protocol(node, event->conn->node, ae_error_text());
                 break;
         case AE_NET_EV_NOTIFY:
                 if (!peer || peer->conn != event->conn)
@@ -516,13 +673,14 @@ bool ae_node_poll(struct ae_node *node)
         struct ae_net_event events[EVENTS];
         int n;
 
-        fail_pending(node, &node->lost);
+        fail_lost(node);
         if (!node->net)
                 return false;
+        give_up(node);
         n = ae_net_poll(node->net, events, EVENTS);
         for (int i = 0; i < n; i++)
                 on_event(node, &events[i]);
-        return n > 0 || !ae_list_empty(&node->lost) || ae_net_arm(node->net) != 0;
+        return n > 0 || node->gives_up || !ae_list_empty(&node->lost) || ae_net_arm(node->net) != 0;
 }
 
 void ae_node_task_done(struct ae_node *node, struct ae_task *task)

@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A node: the core with a transport under it. Carries out the core's actions over struct ae_net,
- * keeps the connections to the peers up, queues under back-pressure, and turns the transport's
- * events into the core's. The daemon runs it on a uv loop, the simulator on a virtual network; one
- * thread each, the owner of the endpoint.
+ * keeps the connections to the peers up, queues under back-pressure within a bound, and turns the
+ * transport's events into the core's. The daemon runs it on a uv loop, the simulator on a virtual
+ * network; one thread each, the owner of the endpoint.
  */
 #pragma once
 
 #include "server/core/core.h"
 
 struct ae_node;
+
+/* Memory of what may wait for one peer; a peer for which more does is dropped. */
+#define AE_NODE_BACKLOG_MAX (64 * AE_MIB)
 
 struct ae_node_options {
         uint32_t node, n_nodes;
