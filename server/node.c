@@ -507,6 +507,13 @@ static void set_why(struct ae_node *node, uint32_t id, const char *text)
         ae_core_peer_note(node->core, id, text);
 }
 
+/* Closed by us: its DOWN may be among the events that are being worked off, and means nothing. */
+static void close_conn(struct ae_net_conn *conn)
+{
+        conn->user = NULL;
+        ae_net_conn_close(conn);
+}
+
 static void try_connect(struct ae_node *node, uint32_t id, uint64_t now_ns)
 {
         struct peer *peer = &node->peers[id];
@@ -517,7 +524,9 @@ static void try_connect(struct ae_node *node, uint32_t id, uint64_t now_ns)
         if (ae_net_connect(node->net, peer->address, id, &peer->conn) < 0) {
                 peer->conn = NULL;
                 set_why(node, id, ae_error_text());
+                return;
         }
+        peer->conn->user = peer;
 }
 
 static void on_up(struct ae_node *node, const struct ae_net_event *event)
@@ -528,7 +537,7 @@ static void on_up(struct ae_node *node, const struct ae_net_event *event)
         if (id >= node->options.n_nodes || id == node->options.node ||
             (node->peers[id].conn && node->peers[id].conn != event->conn && node->peers[id].up)) {
                 node_log(node, 1, "refused a second connection of node %u", id);
-                ae_net_conn_close(event->conn);
+                close_conn(event->conn);
                 return;
         }
         peer = &node->peers[id];
@@ -548,6 +557,8 @@ static void on_down(struct ae_node *node, const struct ae_net_event *event)
         bool was_up;
         char text[AE_WIRE_TEXT];
 
+        if (!event->conn->user)
+                return; /* closed already */
         (void)snprintf(text, sizeof(text), "%s",
                        event->text ? event->text : "the connection broke");
         if (!peer || peer->conn != event->conn) {
@@ -571,7 +582,7 @@ static void drop(struct ae_node *node, uint32_t id, const char *text)
         char copy[AE_WIRE_TEXT];
 
         (void)snprintf(copy, sizeof(copy), "%s", text);
-        ae_net_conn_close(peer->conn);
+        close_conn(peer->conn);
         peer->conn = NULL;
         peer->up = false;
         fail_pending(peer);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A node over a transport that takes nothing for a while: what waits keeps its order and its bytes,
- * allocates nothing once as much has waited before, and has a bound.
+ * allocates nothing once as much has waited before, and has a bound. And what a peer says last.
  */
 #include "tests/lib/fault.h"
 #include "tests/lib/test.h"
@@ -341,11 +341,34 @@ static void test_waiting(void **state)
         end();
 }
 
+/* A message that is none, and then the connection: both come out of one poll. */
+static void test_last_words(void **state)
+{
+        struct ae_wire_head head = { .op = AE_WIRE_CONTROL, .type = 9999 };
+        const struct ae_core_options *options;
+        struct ae_node_peer_info info;
+
+        (void)state;
+        begin();
+        line.watched = false;
+        options = &ae_node_core(pair.nodes[1])->options;
+        options->ops->msg(options->user, 0, &head, sizeof(head));
+        pair.nodes[1] = ae_node_free(pair.nodes[1]);
+        ae_sim_run(pair.sim, ae_sim_now(pair.sim) + 20 * MS);
+        while (ae_node_poll(pair.nodes[0]))
+                continue;
+        assert_non_null(strstr(pair.log, "node 1 broke the protocol"));
+        ae_node_peer_info(pair.nodes[0], 1, &info);
+        assert_false(info.up);
+        end();
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_order), cmocka_unit_test(test_no_allocation),
                 cmocka_unit_test(test_bound), cmocka_unit_test(test_waiting),
+                cmocka_unit_test(test_last_words),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
