@@ -82,8 +82,8 @@ static size_t weight(const struct pending *pending)
         return sizeof(*pending) + (pending->put ? 0 : n_blocks(pending->len) * BLOCK_LEN);
 }
 
-/* A peer for which too much waits is dropped by the next poll: the core, which called, must not hear
- * of it here. */
+/* A peer for which too much waits is dropped by the next poll: the core, which called, must not
+ * hear of it here. */
 static void charge(struct peer *peer, const struct pending *pending)
 {
         peer->pending_len += weight(pending);

@@ -11,6 +11,8 @@
 #include "server/core/state.h"
 
 #include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -56,6 +58,7 @@ struct ae_state_fetch {
         struct ae_list link;
         uint32_t node;
         Autoep__Fetch *message; /* owned; NULL: the request is ours */
+        size_t len;             /* counted: packed, and this */
         struct ae_request *request; /* borrowed: it forgets the fetch before it goes */
 };
 
@@ -123,9 +126,16 @@ static void serve_peer(struct ae_job *job, struct ae_state_fetch *fetch)
         }
 }
 
-static void free_fetch(struct ae_state_fetch *fetch)
+static void defer(struct ae_job *job, struct ae_state_fetch *fetch)
+{
+        ae_list_push(&job->deferred, &fetch->link);
+        job->peers[fetch->node].deferred_len += fetch->len;
+}
+
+static void free_fetch(struct ae_job *job, struct ae_state_fetch *fetch)
 {
         ae_list_unlink(&fetch->link);
+        job->peers[fetch->node].deferred_len -= fetch->len;
         if (fetch->request)
                 fetch->request->own = NULL;
         if (fetch->message)
@@ -136,7 +146,7 @@ static void free_fetch(struct ae_state_fetch *fetch)
 void ae_get_forget(struct ae_request *request)
 {
         if (request->own)
-                free_fetch(request->own);
+                free_fetch(request->job, request->own);
 }
 
 void ae_state_pump(struct ae_job *job)
@@ -150,7 +160,7 @@ void ae_state_pump(struct ae_job *job)
                         continue;
                 if (!request)
                         serve_peer(job, fetch);
-                free_fetch(fetch);
+                free_fetch(job, fetch);
                 if (request)
                         serve_own(job, request); /* may be its end */
         }
@@ -208,11 +218,12 @@ void ae_get_start(struct ae_request *request)
                 return;
         request->own = ae_core_alloc(1, sizeof(*request->own));
         request->own->request = request;
-        ae_list_push(&job->deferred, &request->own->link);
+        request->own->node = self;
+        defer(job, request->own);
         ae_state_pump(job);
 }
 
-/* An owner can't. */
+/* An owner can't keep it. */
 int ae_get_refused(struct ae_job *job, uint32_t node, const Autoep__FetchReply *reply)
 {
         struct ae_request *request = ae_state_find(job, reply->token);
@@ -222,6 +233,26 @@ int ae_get_refused(struct ae_job *job, uint32_t node, const Autoep__FetchReply *
         if (request)
                 ae_state_finish(request, reply->status, reply->text);
         return 0;
+}
+
+/* So much of that node's waits here already that this has no place; says so. */
+static bool refuse(struct ae_job *job, uint32_t node, const Autoep__Fetch *message, size_t len)
+{
+        const struct ae_job_peer *peer = &job->peers[node];
+        Autoep__FetchReply reply = AUTOEP__FETCH_REPLY__INIT;
+        char text[AE_WIRE_TEXT];
+
+        if (!peer->deferred_len || peer->deferred_len + len <= AE_DEFERRED_MAX)
+                return false;
+        (void)snprintf(text, sizeof(text), "cannot get state from node %u: gets of node %u that "
+                       "wait there for round %" PRIu64 " are %" PRIu64 " bytes, this is %zu, "
+                       "%" PRIu64 " may wait", job->core->options.node, node, job->round,
+                       peer->deferred_len, len, AE_DEFERRED_MAX);
+        reply.token = message->token;
+        reply.status = AE_EBUDGET;
+        reply.text = text;
+        ae_job_control(job, node, AE_CONTROL_FETCH_REPLY, &reply.base);
+        return true;
 }
 
 int ae_get_on_fetch(struct ae_job *job, uint32_t node, const Autoep__Fetch *message)
@@ -238,15 +269,18 @@ int ae_get_on_fetch(struct ae_job *job, uint32_t node, const Autoep__Fetch *mess
         if (r < 0)
                 return r;
         len = ae_control_size(&message->base);
+        if (refuse(job, node, message, len + sizeof(*fetch)))
+                return 0;
         packed = ae_core_alloc(1, len);
         ae_control_pack(&message->base, packed);
         fetch = ae_core_alloc(1, sizeof(*fetch));
         fetch->node = node;
+        fetch->len = len + sizeof(*fetch);
         fetch->message = autoep__fetch__unpack(NULL, len, packed);
         free(packed);
         if (!fetch->message)
                 abort();
-        ae_list_push(&job->deferred, &fetch->link);
+        defer(job, fetch);
         ae_state_pump(job);
         return 0;
 }
@@ -256,5 +290,5 @@ void ae_get_free(struct ae_job *job)
         struct ae_state_fetch *fetch;
 
         ae_list_for_each_safe(fetch, &job->deferred, link)
-                free_fetch(fetch);
+                free_fetch(job, fetch);
 }

@@ -196,6 +196,9 @@ struct ae_job_peer {
         uint32_t *free_slots;        /* owned stack */
         uint32_t n_free;
         struct ae_list sends;        /* struct ae_send */
+        /* as owner, what it asked for that cannot be read yet */
+        uint64_t n_serves;           /* slices it wants, in those's lists */
+        uint64_t deferred_len;       /* bytes of its fetches of state */
         /* as owner of parts from it */
         struct ae_arrival *arrived;  /* owned; per slot */
         uint32_t *credit;            /* owned; slots to give back */
@@ -281,6 +284,9 @@ struct ae_member {
         uint64_t pause_until_ns; /* on all nodes, as the next; 0: it has not announced a pause */
         char *pause_why;         /* owned; of its last pause */
 };
+
+/* Most bytes of a peer's fetches of state that wait, but for one that is larger alone. */
+#define AE_DEFERRED_MAX (8 * AE_MIB)
 
 /* Most bytes that are kept of one peer: its Grants; of the next round END, VOTE, CLOSED, parts. */
 #define AE_EARLY_MAX (8 * AE_MIB)
@@ -402,6 +408,7 @@ struct ae_job {
         uint32_t n_closed;         /* local ranks that asked for the step */
         struct ae_owned *owned;    /* owned; by layout order */
         uint32_t n_owned;
+        uint64_t serves_max;       /* most slices of ours that a peer may wait for */
         uint32_t *owned_of_slice;  /* owned; AE_WIRE_NONE: not ours */
         uint32_t *owned_of_unit;   /* owned; where each unit's begin in owned, and their end */
         uint32_t n_incomplete;     /* parts */
@@ -612,6 +619,7 @@ void ae_cache_worker_gone(struct ae_worker *worker);
 void ae_cache_flush(struct ae_job *job, uint32_t node); /* sends collected wants */
 uint32_t ae_cache_missing_node(struct ae_job *job, const struct ae_fetch *fetch);
 
+void ae_serve_new(struct ae_job *job);
 int ae_serve_want(struct ae_job *job, uint32_t node, const struct ae_wire_want *want);
 void ae_serve_ready(struct ae_owned *owned); /* it can be read again */
 void ae_serve_put_done(struct ae_owned *owned);

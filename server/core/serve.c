@@ -10,6 +10,7 @@
 #include "server/core/job.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <string.h>
 
 /* What an item wants of a slice, as bytes of the unit's image. */
@@ -88,6 +89,16 @@ static void post(struct ae_owned *owned, uint32_t node, const struct ae_wire_wan
         ae_job_run(task);
 }
 
+/* A cache fetches a unit once at a time, and all caches of a job have as many fetches. */
+void ae_serve_new(struct ae_job *job)
+{
+        uint32_t most = 0;
+
+        for (uint32_t u = 0; u < job->layout->n_units; u++)
+                most = AE_MAX(most, job->owned_of_unit[u + 1] - job->owned_of_unit[u]);
+        job->serves_max = (uint64_t)most * job->n_fetches;
+}
+
 static void serve_slice(struct ae_owned *owned, uint32_t node,
                         const struct ae_wire_want_item *item, uint64_t version)
 {
@@ -103,6 +114,7 @@ static void serve_slice(struct ae_owned *owned, uint32_t node,
         serve->node = node;
         serve->item = *item;
         serve->version = version;
+        job->peers[node].n_serves++;
         ae_list_push(&owned->waiting, &serve->link);
 }
 
@@ -138,6 +150,9 @@ int ae_serve_want(struct ae_job *job, uint32_t node, const struct ae_wire_want *
         if (!job->owned)
                 return ae_fail(AE_EPROTO, "node %u wants slices before job '%s' has memory", node,
                                job->name);
+        if (want->head.round > job->version + 1) /* a commit that is still on its way to us */
+                return ae_fail(AE_EPROTO, "node %u wants version %" PRIu64 ", job '%s' is at %"
+                               PRIu64, node, want->head.round, job->name, job->version);
         for (uint32_t i = 0; i < want->n_items; i++) {
                 struct ae_wire_want_item item = want->items[i];
 
@@ -145,6 +160,11 @@ int ae_serve_want(struct ae_job *job, uint32_t node, const struct ae_wire_want *
                 if (r < 0)
                         return r;
                 serve_item(job, node, &item, want->head.round);
+                if (job->peers[node].n_serves > job->serves_max)
+                        return ae_fail(AE_EPROTO,
+                                       "node %u waits for %" PRIu64 " slices, its cache of job "
+                                       "'%s' can fetch %" PRIu64 " at a time", node,
+                                       job->peers[node].n_serves, job->name, job->serves_max);
         }
         return 0;
 }
@@ -158,6 +178,7 @@ void ae_serve_ready(struct ae_owned *owned)
                 if (job->version < serve->version)
                         continue;
                 ae_list_unlink(&serve->link);
+                job->peers[serve->node].n_serves--;
                 post(owned, serve->node, &serve->item);
                 ae_pool_give(&job->core->serves, serve);
         }

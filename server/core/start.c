@@ -228,6 +228,7 @@ static int make_parts(struct ae_job *job)
         r = ae_owner_new(job);
         if (r < 0)
                 return r;
+        ae_serve_new(job);
         r = ae_apply_new(job);
         if (r < 0)
                 return r;

@@ -212,6 +212,30 @@ static void test_bad_fields(void **state)
         bed_free(bed);
 }
 
+/* A version that is not there yet: of as many slices as a cache can fetch. */
+static void test_wants_without_end(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        const struct ae_job *job = bed_job(bed, 0);
+        struct ae_wire_want_item item = { .len = job->layout->units[0].len };
+        uint64_t n = 0;
+        union msg msg;
+        size_t len = make(bed, 0, AE_WIRE_WANT, &msg);
+
+        (void)state;
+        memcpy(msg.want.items, &item, sizeof(item));
+        msg.head.round = job->version + 2;
+        assert_breach(bed, 1, 0, &msg, len);
+        assert_int_equal(job->peers[1].n_serves, 0);
+        msg.head.round = job->version + 1;
+        while (bed_inject(bed, 1, 0, &msg, len) == 0)
+                assert_in_range(++n, 1, job->serves_max);
+        assert_in_range(n, job->n_fetches, job->serves_max);
+        assert_breach(bed, 1, 0, &msg, len);
+        assert_int_equal(job->peers[0].n_serves, 0); /* each its own */
+        bed_free(bed);
+}
+
 /* A part of an own slice, put by node 1 into slot 0 of its inbox on node 0. */
 static void put_part(struct bed *bed, const struct ae_owned *owned)
 {
@@ -660,6 +684,7 @@ int main(void)
                 cmocka_unit_test(test_bad_norms),
                 cmocka_unit_test(test_bad_joins), cmocka_unit_test(test_too_many_jobs),
                 cmocka_unit_test(test_bad_pauses),
+                cmocka_unit_test(test_wants_without_end),
                 cmocka_unit_test(test_twice),          cmocka_unit_test(test_slot_twice),
                 cmocka_unit_test(test_stale),
                 cmocka_unit_test(test_random_hot),     cmocka_unit_test(test_random_bytes),

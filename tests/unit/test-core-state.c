@@ -163,6 +163,60 @@ static void test_fetch_refused(void **state)
         bed_free(bed);
 }
 
+/* One element of the cut tensor at a time, from its two ends and so from both owners. */
+static void get_many(struct bed_worker *worker, uint32_t n)
+{
+        Autoep__StateItem *items = calloc(n, sizeof(*items));
+        Autoep__StateItem **pointers = calloc(n, sizeof(*pointers));
+        Autoep__Get get = AUTOEP__GET__INIT;
+
+        assert_true(items && pointers);
+        for (uint32_t i = 0; i < n; i++) {
+                items[i] = item_of(BIG, MASTER, 1);
+                items[i].first = i % 2 ? BED_BIG_N - 1 - i : i;
+                pointers[i] = &items[i];
+        }
+        get.id = 7;
+        get.items = pointers;
+        get.n_items = n;
+        worker->type = 0;
+        say(worker, AE_CONTROL_GET, &get.base, memory(n * 4));
+        free(items);
+        free(pointers);
+}
+
+/* Gets that wait at an owner have a bound there; what is beyond is refused, the others go on. */
+static void test_too_many_fetches(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct ae_job *job = bed_job(bed, 0);
+        struct bed_worker *worker = &bed->workers[1];
+        uint32_t n = 0;
+
+        (void)state;
+        hold_own(job, true);
+        do {
+                get_many(worker, 10000);
+                bed_run(bed);
+                assert_true(++n < 1000);
+        } while (worker->type != AE_CONTROL_ERROR);
+        assert_int_equal(worker->status, AE_EBUDGET);
+        assert_says(worker->text, "cannot get state from node 0: gets of node 1 that wait there");
+        assert_in_range(job->peers[1].deferred_len, AE_DEFERRED_MAX / 2, AE_DEFERRED_MAX);
+        assert_in_range(n, 20, 500);
+        hold_own(job, false);
+        ae_state_pump(job);
+        bed_run(bed);
+        assert_int_equal(worker->type, AE_CONTROL_DONE);
+        assert_int_equal(job->peers[1].deferred_len, 0);
+        assert_true(ae_list_empty(&bed_job(bed, 1)->requests));
+        get_many(worker, 100);
+        bed_run(bed);
+        assert_int_equal(worker->type, AE_CONTROL_DONE);
+        assert_int_equal(job->state, AE_JOB_LIVE);
+        bed_free(bed);
+}
+
 /* A put is not what an owner may refuse as a get, and none says twice that it has staged. */
 static void test_replies_to_a_put(void **state)
 {
@@ -421,7 +475,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_surplus_notes),
-                cmocka_unit_test(test_fetch_refused),
+                cmocka_unit_test(test_fetch_refused), cmocka_unit_test(test_too_many_fetches),
                 cmocka_unit_test(test_replies_to_a_put),
                 cmocka_unit_test(test_transfers_count),
                 cmocka_unit_test(test_no_room_to_stage),
