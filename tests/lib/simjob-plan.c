@@ -6,7 +6,7 @@
 #include <stdio.h>
 
 enum { H_MODEL = 1, H_MICRO, H_SCATTER, H_UNIT, H_PIECE, H_TABLE, H_NARROW, H_NAN, H_REDO, H_REFUSE,
-       H_PUT, H_ASK, H_TOKENS, H_NORM, H_COUNT, H_FLOW, H_LEN };
+       H_PUT, H_ASK, H_TOKENS, H_NORM, H_COUNT, H_FLOW, H_LEN, H_EP, H_ORDER };
 
 static uint64_t mix(uint64_t z)
 {
@@ -169,6 +169,19 @@ static uint32_t most_local(const struct simjob *job)
         return most;
 }
 
+/* Any size of EP groups that the world can have. */
+static void draw_groups(struct simjob *job, Autoep__Model *model)
+{
+        uint64_t h = simplan_hash(job, H_EP, 0, 0, 0, 0);
+
+        model->ep_size = 1 + (uint32_t)(h % job->params.n_ranks);
+        while (job->params.n_ranks % model->ep_size)
+                model->ep_size--;
+        model->order = (uint32_t)(h >> 32) & 1;
+        assert_int_equal(ae_group_init(job->params.n_ranks, model->ep_size, model->order,
+                                       &job->topology), 0);
+}
+
 static void settle_model(struct simjob *job, Autoep__Model *model)
 {
         struct ae_model borrowed = { .message = model };
@@ -202,6 +215,7 @@ void simplan_model(struct simjob *job)
         model->sum_group = simplan_hash(job, H_MODEL, 4, 0, 0, 0) % 4 == 0;
         if (!params->no_data)
                 model->overflow_len = params->tight_overflow ? 65536 : UINT64_C(64) << 20;
+        draw_groups(job, model);
         settle_model(job, model);
         ae_control_free(&model->base);
         job->n_uses = calloc(job->layout->n_units, sizeof(*job->n_uses));
@@ -379,6 +393,44 @@ uint32_t simplan_n_messages(const struct simjob *job, uint32_t attempt, uint32_t
         if (!job->params.exchange || src == dst || h % 6 != 0)
                 return 0;
         return 1 + (uint32_t)((h >> 8) % ((h >> 16) % 8 == 0 ? 7 : 2));
+}
+
+uint32_t simjob_misordered(const struct simjob *job)
+{
+        return (uint32_t)(simplan_hash(job, H_ORDER, 0, 0, 0, 0) % job->params.n_ranks);
+}
+
+/* One of those that both are in. */
+static uint32_t draw_group(const struct simjob *job, uint32_t attempt, uint32_t src, uint32_t dst)
+{
+        const struct ae_group_topology *t = &job->topology;
+        uint64_t h = simplan_hash(job, H_ORDER, 1, attempt, src, dst);
+
+        if (job->params.misorder || h % 3 == 0)
+                return 2;
+        if (ae_group_ep_index(t, src) == ae_group_ep_index(t, dst))
+                return 0;
+        return ae_group_edp_index(t, src) == ae_group_edp_index(t, dst) ? 1 : 2;
+}
+
+/* Two exchanges a round in each kind of groups, each about something else. */
+struct ae_local_xhead simplan_header(const struct simjob *job, uint32_t attempt, uint32_t src,
+                                     uint32_t dst, bool later, uint32_t len)
+{
+        uint32_t group = draw_group(job, attempt, src, dst);
+        uint64_t seq = 2 * (uint64_t)attempt + later;
+        uint32_t index = group == 0 ? ae_group_ep_index(&job->topology, src)
+                       : group == 1 ? ae_group_edp_index(&job->topology, src) : 0;
+        uint64_t h = simplan_hash(job, H_ORDER, 2, seq, group, index);
+
+        return (struct ae_local_xhead){
+                .magic = AE_LOCAL_MAGIC, .group = (uint8_t)group, .kind = (uint8_t)(h % 4),
+                .src = (uint16_t)src, .dst = (uint16_t)dst,
+                .id = (uint32_t)(h >> 8 & 0xff) +
+                      (job->params.misorder && src == simjob_misordered(job)),
+                .len = len - (uint32_t)sizeof(struct ae_local_xhead), .seq = seq, .round = attempt,
+                .block_len = len, .total = h >> 16 & 0xffff,
+        };
 }
 
 uint32_t simplan_message_len(const struct simjob *job, uint32_t src, uint32_t dst, uint64_t seq)

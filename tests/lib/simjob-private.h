@@ -120,6 +120,7 @@ struct simworker {
         struct simheld held[SIM_HELD];
         uint32_t n_held;
         uint64_t *xsent, *xgot;   /* per rank */
+        uint64_t *xsent_before, *xgot_before; /* the same when the round began */
         bool answered;            /* to the request at @at */
         int answer_status;
         uint64_t answer_version;
@@ -132,6 +133,7 @@ struct simjob {
         struct simnode *nodes;
         struct simworker *workers;
         uint32_t *rank_node;
+        struct ae_group_topology topology;
         uint8_t *packed;          /* the model */
         size_t packed_len;
         struct ae_model *model;
@@ -201,6 +203,9 @@ double simplan_expert_norm2(const struct simjob *job, uint32_t step, uint32_t ra
 uint32_t simplan_n_counts(const struct simjob *job, uint32_t step);
 uint64_t simplan_count(const struct simjob *job, uint32_t step, uint32_t rank, uint32_t i);
 uint32_t simplan_n_messages(const struct simjob *job, uint32_t attempt, uint32_t src, uint32_t dst);
+/* The header of a message of @len bytes in all; @later: not the first of its flow in the round. */
+struct ae_local_xhead simplan_header(const struct simjob *job, uint32_t attempt, uint32_t src,
+                                     uint32_t dst, bool later, uint32_t len);
 uint32_t simplan_message_len(const struct simjob *job, uint32_t src, uint32_t dst, uint64_t seq);
 uint8_t simplan_message_byte(uint32_t src, uint32_t dst, uint64_t seq, uint32_t i);
 

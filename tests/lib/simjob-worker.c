@@ -225,6 +225,7 @@ static bool do_range(struct simworker *worker, const struct simaction *action)
 
 static bool do_send(struct simworker *worker, const struct simaction *a)
 {
+        struct ae_local_xhead head;
         uint64_t ring = worker->page->xout_len;
         uint64_t tail = atomic_load_explicit(&worker->page->xout_tail, memory_order_acquire);
         uint64_t seq = worker->xsent[a->rank];
@@ -237,7 +238,10 @@ static bool do_send(struct simworker *worker, const struct simaction *a)
         if (worker->xout_pos + len - tail > ring)
                 return false;
         to = worker->worker->xout->base + worker->xout_pos % ring;
-        for (uint32_t i = 0; i < len; i++)
+        head = simplan_header(worker->job, worker->attempt, worker->rank, a->rank,
+                              seq > worker->xsent_before[a->rank], len);
+        memcpy(to, &head, sizeof(head));
+        for (uint32_t i = sizeof(head); i < len; i++)
                 to[i] = (char)simplan_message_byte(worker->rank, a->rank, seq, i);
         simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XSEND,
                                                        .rank = a->rank,
@@ -257,6 +261,7 @@ static bool do_receive(struct simworker *worker, const struct simaction *a)
         const char *from = (const char *)xin + xin->slots_off +
                            (a->rank * AE_LOCAL_XSLOTS + s) * xin->slot_len;
         uint64_t ready = atomic_load_explicit(&xin->flows[a->rank].ready[s], memory_order_acquire);
+        struct ae_local_xhead head;
 
         if (ready < seq + 1)
                 return false;
@@ -264,7 +269,12 @@ static bool do_receive(struct simworker *worker, const struct simaction *a)
                 simjob_fail(worker->job,
                             "rank %u: message %" PRIu64 " from rank %u was overwritten by %" PRIu64,
                             worker->rank, seq, a->rank, ready - 1);
-        for (uint32_t i = 0; i < len; i++) {
+        head = simplan_header(worker->job, worker->attempt, a->rank, worker->rank,
+                              seq > worker->xgot_before[a->rank], len);
+        if (memcmp(from, &head, sizeof(head)) != 0)
+                simjob_fail(worker->job, "rank %u: the header of message %" PRIu64
+                            " from rank %u differs", worker->rank, seq, a->rank);
+        for (uint32_t i = sizeof(head); i < len; i++) {
                 if ((uint8_t)from[i] != simplan_message_byte(a->rank, worker->rank, seq, i))
                         simjob_fail(worker->job,
                                     "rank %u: byte %u of message %" PRIu64 " from rank %u differs",
@@ -365,6 +375,8 @@ static void plan_round(struct simworker *worker)
 
         worker->n_actions = worker->at = 0;
         worker->begun = worker->again = false;
+        memcpy(worker->xsent_before, worker->xsent, job->params.n_ranks * sizeof(*worker->xsent));
+        memcpy(worker->xgot_before, worker->xgot, job->params.n_ranks * sizeof(*worker->xgot));
         if (worker->step >= job->params.n_steps) {
                 add(worker, (struct simaction){ .kind = SIM_RELEASE_ALL });
                 add(worker, (struct simaction){ .kind = SIM_LEAVE });

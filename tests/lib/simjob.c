@@ -329,7 +329,10 @@ static void make_workers(struct simjob *job)
                 worker->fd = -1;
                 worker->xsent = calloc(job->params.n_ranks, sizeof(*worker->xsent));
                 worker->xgot = calloc(job->params.n_ranks, sizeof(*worker->xgot));
-                assert_true(worker->xsent && worker->xgot);
+                worker->xsent_before = calloc(job->params.n_ranks, sizeof(*worker->xsent));
+                worker->xgot_before = calloc(job->params.n_ranks, sizeof(*worker->xgot));
+                assert_true(worker->xsent && worker->xgot && worker->xsent_before &&
+                            worker->xgot_before);
                 simworker_start(worker);
         }
 }
@@ -405,6 +408,8 @@ static void free_all(struct simjob *job)
                 free(worker->actions);
                 free(worker->xsent);
                 free(worker->xgot);
+                free(worker->xsent_before);
+                free(worker->xgot_before);
         }
         simref_deinit(job);
         ae_layout_free(job->layout);

@@ -36,6 +36,7 @@ struct simjob_params {
         bool nan;                  /* some steps have a NaN somewhere */
         bool redo;                 /* some rounds a rank cannot finish */
         bool refuse;               /* some steps a rank asks for something else at first */
+        bool misorder;             /* a rank takes part in other exchanges than all others */
         bool keep_views;           /* a rank may hold a view over the end of a step */
         bool may_fail;             /* a failed job is no error: faults are on their way */
         /* Tensors are addresses alone, for many nodes. Workers and optimizers then take
@@ -74,6 +75,9 @@ uint32_t simjob_n_verdicts(const struct simjob *job, uint32_t kind);
 /* The daemon and all workers of a node are gone from one moment to the next. */
 void simjob_kill_node(struct simjob *job, uint32_t node);
 void simjob_kill_worker(struct simjob *job, uint32_t rank);
+
+/* The one that @misorder is about. */
+uint32_t simjob_misordered(const struct simjob *job);
 
 struct simjob_end {
         bool ended, failed, killed; /* killed: by us, and told nothing */

@@ -145,6 +145,35 @@ static void test_healed(void **state)
         }
 }
 
+/* A rank in other collectives than the others: nobody waits for ever, all hear what differs. */
+static void test_misorder(void **state)
+{
+        (void)state;
+        for (uint64_t seed = 350; seed < 350 + N_SEEDS; seed++) {
+                struct simjob_params params;
+                struct simjob *job;
+                struct simjob_end end;
+                char name[48];
+
+                simjob_draw(seed, &params);
+                params.n_ranks = params.n_nodes;
+                params.n_steps = 1000000;
+                params.exchange = params.misorder = params.may_fail = true;
+                job = simjob_new(&params);
+                (void)snprintf(name, sizeof(name), "rank %u ", simjob_misordered(job));
+                simjob_run_to_end(job, 1000 * MS);
+                for (uint32_t rank = 0; rank < params.n_ranks; rank++) {
+                        simjob_end(job, rank, &end);
+                        assert_true(end.ended && end.failed);
+                        if (end.status != AE_EMISMATCH || !strstr(end.why, name) ||
+                            !strstr(end.why, "all must call in the same order"))
+                                fail_msg("rank %u ended with %d: '%s', not with '%s'", rank,
+                                         end.status, end.why, name);
+                }
+                simjob_free(job);
+        }
+}
+
 /* Links that break now and then, from the first handshake on. */
 static void test_loss(void **state)
 {
@@ -225,7 +254,8 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_killed_node), cmocka_unit_test(test_killed_worker),
                 cmocka_unit_test(test_partition),   cmocka_unit_test(test_healed),
-                cmocka_unit_test(test_loss),        cmocka_unit_test(test_redo),
+                cmocka_unit_test(test_loss),        cmocka_unit_test(test_misorder),
+                       cmocka_unit_test(test_redo),
                 cmocka_unit_test(test_skip),        cmocka_unit_test(test_refuse),
                 cmocka_unit_test(test_put),
         };
