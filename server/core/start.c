@@ -375,7 +375,7 @@ void ae_form_committed(struct ae_job *job)
                     job->name, job->world, job->layout->n_units, job->layout->n_tensors,
                     job->memory_len);
         ae_list_for_each(worker, &job->core->workers, link) {
-                if (worker->job == job && !worker->registered && (worker->model || worker->reader))
+                if (worker->job == job && worker->asked)
                         send_registered(worker);
         }
 }
@@ -459,6 +459,9 @@ void ae_form_register(struct ae_worker *worker, Autoep__Register *message, int f
                 r = ae_fail(AE_ESTATE, "this process did not join a job");
         else if (job->state >= AE_JOB_FAILED)
                 r = ae_fail(job->fail_status, "%s", job->why);
+        else if (worker->reader && (worker->asked || worker->registered))
+                r = ae_fail(AE_ESTATE, "the reader with pid %d has registered already",
+                            worker->pid);
         else if (!worker->reader)
                 r = take_register(worker, message, fd);
         ae_control_free(&message->base);

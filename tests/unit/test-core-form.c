@@ -468,9 +468,38 @@ static void test_wrong_messages(void **state)
         bed_free(bed);
 }
 
+/* A reader that is there before the job is live hears of it when it registers, and once. */
+static void test_early_reader(void **state)
+{
+        static const struct bed_hello hello = { .version = AE_WIRE_VERSION, .uid = 1000,
+                                                .job = "job", .token = "secret", .reader = true };
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *rank, *early, *waiting;
+
+        (void)state;
+        assert_int_equal(bed_rank(bed, 0, 0, 1, &rank), 0);
+        assert_int_equal(bed_hello(bed, 0, &hello, &early), 0);
+        assert_int_equal(bed_hello(bed, 0, &hello, &waiting), 0);
+        bed_run(bed);
+        bed_register_reader(waiting);
+        assert_int_equal(waiting->type, AE_CONTROL_HELLO_OK);
+        bed_register(rank, NULL);
+        bed_run(bed);
+        assert_int_equal(bed_job(bed, 0)->state, AE_JOB_LIVE);
+        assert_int_equal(waiting->type, AE_CONTROL_REGISTERED);
+        assert_int_equal(early->type, AE_CONTROL_HELLO_OK);
+        bed_register_reader(early);
+        assert_int_equal(early->type, AE_CONTROL_REGISTERED);
+        bed_register_reader(early);
+        assert_int_equal(early->type, AE_CONTROL_ERROR);
+        assert_int_equal(early->status, AE_ESTATE);
+        bed_free(bed);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_early_reader),
                 cmocka_unit_test(test_live),
                 cmocka_unit_test(test_bad_hello),
                 cmocka_unit_test(test_refused_first),
