@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the files of simjob share: simjob.c nodes and life, simjob-worker.c scripts, simjob-plan.c
- * what ranks do, simjob-ref.c the reference. It looks into the core on purpose. */
+ * what ranks do, simjob-reader.c readers, simjob-ref.c the reference. It looks into the core on
+ * purpose. */
 #pragma once
 
 #include "tests/lib/test.h"
@@ -81,6 +82,7 @@ enum simaction_kind {
         SIM_SCATTER,
         SIM_MICRO_END,
         SIM_STEP,
+        SIM_IDLE,
         SIM_LEAVE
 };
 
@@ -93,12 +95,15 @@ struct simaction {
 struct simheld {
         uint32_t unit, slot;
         uint64_t version, off, first, len;
+        uint64_t digest; /* a reader's: of its bytes when it was taken */
 };
 
 struct simworker {
         struct simjob *job;
         struct simnode *node;
-        uint32_t rank;
+        uint32_t rank;            /* a reader: some number behind the last */
+        bool reader;
+        uint64_t idle_until_ns;
         struct ae_worker *worker; /* NULL: gone */
         struct ae_local_page *page;
         struct ae_local_params *params; /* NULL until registered */
@@ -145,7 +150,9 @@ struct simjob {
         struct simref ref;
         struct simput put;
         uint32_t put_done;        /* attempts whose put has been settled */
-        uint32_t n_ended;         /* workers */
+        uint32_t n_workers;       /* ranks, then readers */
+        uint32_t n_ended;         /* ranks */
+        uint32_t n_reads;
         uint64_t live_ns;
         bool freeing;
         int alias_fd;             /* no_data: memory that everything shares */
@@ -237,6 +244,8 @@ bool simworker_declare_scattered(struct simworker *worker, const struct simactio
 bool simworker_put(struct simworker *worker);
 bool simworker_get(struct simworker *worker);
 
+void simworker_hello(struct simworker *worker);
+void simworker_add(struct simworker *worker, struct simaction action);
 void simworker_start(struct simworker *worker);
 void simworker_wake(struct simworker *worker);
 /* The executor looks before it sleeps: entries that the core would not take before. */
@@ -244,6 +253,17 @@ void simworker_ring_left(struct ae_worker *worker);
 void simworker_message(struct simworker *worker, uint32_t type, const ProtobufCMessage *message);
 void simworker_end(struct simworker *worker, bool failed, int status, const char *why);
 const char *simworker_text(const struct simworker *worker);
+
+/* ---- simjob-reader.c ---------------------------------------------------------------------- */
+
+/* Attaches when there is something to read. */
+void simreader_start(struct simworker *worker);
+void simreader_plan(struct simworker *worker);
+/* Of the segments in a view; what lies between them is undefined. */
+uint64_t simreader_digest(const struct simworker *worker, const struct simheld *view);
+bool simreader_idle(struct simworker *worker);
+/* No rank is left: what it asked for may end with the job. */
+bool simreader_is_over(const struct simworker *worker);
 
 /* ---- simjob.c ----------------------------------------------------------------------------- */
 

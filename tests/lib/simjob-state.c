@@ -183,6 +183,8 @@ bool simworker_get(struct simworker *worker)
         }
         if (!worker->answered)
                 return false;
+        if (worker->answer_status < 0 && simreader_is_over(worker))
+                return true;
         if (worker->answer_status < 0)
                 simjob_fail(job, "a get of rank %u failed: %d", worker->rank,
                             worker->answer_status);

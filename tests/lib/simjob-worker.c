@@ -19,7 +19,7 @@ const char *simworker_text(const struct simworker *worker)
         static const char *const names[] = { "release all", "put",     "put wait", "get",
                                              "send",        "receive", "gather",   "range",
                                              "prefetch",    "release", "scatter",  "micro end",
-                                             "step",        "leave" };
+                                             "step",        "idle",    "leave" };
         static char text[160];
         const struct simaction *action = &worker->actions[worker->at];
 
@@ -125,11 +125,27 @@ static void check_view(struct simworker *worker, const struct simheld *view)
                             worker->rank, view->len, view->unit, view->version, view->slot);
 }
 
+/* It may be older than what the reference keeps. */
+static void check_kept(struct simworker *worker, const struct simheld *view)
+{
+        if (simreader_digest(worker, view) != view->digest)
+                simjob_fail(worker->job,
+                            "reader %u: unit %u at version %" PRIu64
+                            " changed in slot %u while it was held", worker->rank, view->unit,
+                            view->version, view->slot);
+        if (view->version + SIM_VERSIONS > worker->job->ref.version)
+                check_view(worker, view);
+        worker->job->n_reads++;
+}
+
 static void drop_view(struct simworker *worker, uint32_t i)
 {
         struct simheld view = worker->held[i];
 
-        check_view(worker, &view);
+        if (worker->reader)
+                check_kept(worker, &view);
+        else
+                check_view(worker, &view);
         worker->held[i] = worker->held[--worker->n_held];
         atomic_fetch_sub_explicit(&worker->page->holds[view.slot], 1, memory_order_release);
 }
@@ -138,7 +154,18 @@ static void take_view(struct simworker *worker, const struct simheld *view)
 {
         assert_true(worker->n_held < SIM_HELD);
         check_view(worker, view);
-        worker->held[worker->n_held++] = *view;
+        worker->held[worker->n_held] = *view;
+        if (worker->reader)
+                worker->held[worker->n_held].digest = simreader_digest(worker, view);
+        worker->n_held++;
+}
+
+/* A reader that holds an old version while it waits for room could wait for ranks that wait for
+ * what it holds. */
+static void before_wait(struct simworker *worker)
+{
+        while (worker->reader && worker->n_held)
+                drop_view(worker, 0);
 }
 
 static _Atomic uint64_t *entry_of(const struct simworker *worker, uint32_t unit)
@@ -161,8 +188,9 @@ static bool cached(struct simworker *worker, uint32_t unit)
         atomic_fetch_add(&worker->page->holds[slot], 1);
         if (atomic_load(entry_of(worker, unit)) != entry)
                 simjob_fail(worker->job, "an entry changed under one thread");
-        take_view(worker, &(struct simheld){ unit, slot, version, slots[slot].off, 0,
-                                             worker->job->layout->units[unit].len });
+        take_view(worker, &(struct simheld){ .unit = unit, .slot = slot, .version = version,
+                                             .off = slots[slot].off,
+                                             .len = worker->job->layout->units[unit].len });
         return true;
 }
 
@@ -173,6 +201,8 @@ static bool hold_answer(struct simworker *worker, const struct simaction *action
 
         if (!take_answer(worker, &cqe))
                 return false;
+        if (cqe.status < 0 && simreader_is_over(worker))
+                return true;
         if (cqe.status < 0)
                 simjob_fail(worker->job, "a gather of rank %u failed: %d", worker->rank,
                             cqe.status);
@@ -180,8 +210,9 @@ static bool hold_answer(struct simworker *worker, const struct simaction *action
         simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = cqe.slot });
         if (cqe.version == AE_LOCAL_VERSION_ANY)
                 cqe.version = atomic_load(&worker->params->job_version);
-        take_view(worker,
-                  &(struct simheld){ action->unit, cqe.slot, cqe.version, cqe.off, first, len });
+        take_view(worker, &(struct simheld){ .unit = action->unit, .slot = cqe.slot,
+                                             .version = cqe.version, .off = cqe.off,
+                                             .first = first, .len = len });
         return true;
 }
 
@@ -195,6 +226,7 @@ static bool do_gather(struct simworker *worker, const struct simaction *action)
                 drop_view(worker, (uint32_t)simworker_chance(worker, SIM_HELD));
         if (cached(worker, action->unit))
                 return true;
+        before_wait(worker);
         simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = action->unit,
                                              .token = ++worker->token });
         return false;
@@ -213,6 +245,7 @@ static bool do_range(struct simworker *worker, const struct simaction *action)
                 return hold_answer(worker, action, first, n);
         if (worker->n_held == SIM_HELD)
                 drop_view(worker, 0);
+        before_wait(worker);
         simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE,
                                              .unit = action->unit,
                                              .first = first,
@@ -288,7 +321,7 @@ static bool do_receive(struct simworker *worker, const struct simaction *a)
 
 /* ---- the step --------------------------------------------------------------------------- */
 
-static void add(struct simworker *worker, struct simaction action)
+void simworker_add(struct simworker *worker, struct simaction action)
 {
         if (worker->n_actions == worker->cap_actions) {
                 worker->cap_actions = AE_MAX(2 * worker->cap_actions, 64u);
@@ -307,6 +340,11 @@ static void shuffle(struct simworker *worker, uint32_t first)
                 worker->actions[i - 1] = worker->actions[j];
                 worker->actions[j] = swap;
         }
+}
+
+static void add(struct simworker *worker, struct simaction action)
+{
+        simworker_add(worker, action);
 }
 
 static void add_reads(struct simworker *worker)
@@ -523,6 +561,8 @@ static bool do_action(struct simworker *worker, const struct simaction *action)
                                                    : simworker_scatter(worker, action);
         case SIM_STEP:
                 return do_step(worker);
+        case SIM_IDLE:
+                return simreader_idle(worker);
         case SIM_LEAVE:
                 return do_leave(worker);
         default:
@@ -605,6 +645,8 @@ static void go(void *user)
         ae_core_worker_gone(worker->worker, "its process ended");
         worker->worker = NULL;
         simnode_kick(worker->node);
+        if (worker->reader)
+                simreader_start(worker);
 }
 
 void simworker_end(struct simworker *worker, bool failed, int status, const char *why)
@@ -612,12 +654,12 @@ void simworker_end(struct simworker *worker, bool failed, int status, const char
         if (worker->ended)
                 return;
         worker->ended = true;
-        worker->job->n_ended++;
+        worker->job->n_ended += !worker->reader;
         worker->ended_ns = ae_sim_now(worker->job->sim);
         worker->failed = failed;
         worker->status = status;
         (void)snprintf(worker->why, sizeof(worker->why), "%s", why);
-        if (failed && !worker->job->params.may_fail)
+        if (failed && !worker->job->params.may_fail && !simreader_is_over(worker))
                 simjob_fail(worker->job, "rank %u failed: %d: %s", worker->rank, status, why);
         ae_sim_after(worker->job->sim, 1 + simworker_chance(worker, 5000000), go, worker, NULL);
 }
@@ -643,6 +685,10 @@ static void enroll(void *user)
 
         if (worker->ended || !worker->worker)
                 return;
+        if (worker->reader) {
+                simworker_send(worker, AE_CONTROL_REGISTER, &message.base, -1);
+                return;
+        }
         if (worker->rank == 0 && job->params.no_data)
                 empty_init(worker, job->init_len);
         message.model = autoep__model__unpack(NULL, job->packed_len, job->packed);
@@ -659,13 +705,15 @@ static void begin(void *user)
         if (worker->ended || !worker->worker)
                 return;
         worker->params = (struct ae_local_params *)worker->worker->job->params->base;
-        plan_round(worker);
+        if (worker->reader)
+                simreader_plan(worker);
+        else
+                plan_round(worker);
         simworker_wake(worker);
 }
 
-static void hello(void *user)
+void simworker_hello(struct simworker *worker)
 {
-        struct simworker *worker = user;
         struct simjob *job = worker->job;
         Autoep__Hello message = AUTOEP__HELLO__INIT;
         struct ae_worker_spec spec = { .hello = &message, .pid = (int32_t)(5000 + worker->rank),
@@ -678,7 +726,8 @@ static void hello(void *user)
         message.version = AE_WIRE_VERSION;
         message.job = name;
         message.token = token;
-        message.rank = worker->rank;
+        message.reader = worker->reader;
+        message.rank = worker->reader ? 0 : worker->rank;
         message.world = job->params.n_ranks;
         message.incarnation = 70000 + worker->rank;
         message.ring_len = UINT64_C(8) << 20;
@@ -687,6 +736,11 @@ static void hello(void *user)
         worker->page = (struct ae_local_page *)ae_core_worker_page(worker->worker)->base;
         ae_core_worker_attach(worker->worker, -1);
         simnode_kick(worker->node);
+}
+
+static void hello(void *user)
+{
+        simworker_hello(user);
 }
 
 void simworker_start(struct simworker *worker)

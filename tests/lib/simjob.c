@@ -287,6 +287,7 @@ void simjob_draw(uint64_t seed, struct simjob_params *ret_params)
         };
         ret_params->n_ranks =
                 1 + (uint32_t)(h >> 40) % (ret_params->n_nodes + ret_params->n_nodes / 2);
+        ret_params->n_readers = (h >> 52) % 3 == 0 ? 1 + (uint32_t)(h >> 56) % 2 : 0;
         ret_params->slots = 2 + (uint32_t)(h >> 48) % 3;
         if (seed % 32 == 19) { /* few, for it takes long */
                 ret_params->huge = true;
@@ -318,14 +319,18 @@ static void place_ranks(struct simjob *job)
 
 static void make_workers(struct simjob *job)
 {
-        job->workers = calloc(job->params.n_ranks, sizeof(*job->workers));
+        job->n_workers = job->params.n_ranks + job->params.n_readers;
+        job->workers = calloc(job->n_workers, sizeof(*job->workers));
         assert_non_null(job->workers);
-        for (uint32_t rank = 0; rank < job->params.n_ranks; rank++) {
+        for (uint32_t rank = 0; rank < job->n_workers; rank++) {
                 struct simworker *worker = &job->workers[rank];
 
                 worker->job = job;
                 worker->rank = rank;
-                worker->node = &job->nodes[job->rank_node[rank]];
+                worker->reader = rank >= job->params.n_ranks;
+                worker->node = &job->nodes[worker->reader ? simplan_hash(job, 98, rank, 0, 0, 0) %
+                                                                    job->params.n_nodes
+                                                          : job->rank_node[rank]];
                 worker->fd = -1;
                 worker->xsent = calloc(job->params.n_ranks, sizeof(*worker->xsent));
                 worker->xgot = calloc(job->params.n_ranks, sizeof(*worker->xgot));
@@ -333,7 +338,10 @@ static void make_workers(struct simjob *job)
                 worker->xgot_before = calloc(job->params.n_ranks, sizeof(*worker->xgot));
                 assert_true(worker->xsent && worker->xgot && worker->xsent_before &&
                             worker->xgot_before);
-                simworker_start(worker);
+                if (worker->reader)
+                        simreader_start(worker);
+                else
+                        simworker_start(worker);
         }
 }
 
@@ -387,20 +395,20 @@ static void check_empty(struct simjob *job, struct simnode *node)
 
 static void close_workers(struct simjob *job)
 {
-        for (uint32_t rank = 0; rank < job->params.n_ranks; rank++) {
+        for (uint32_t rank = 0; rank < job->n_workers; rank++) {
                 struct simworker *worker = &job->workers[rank];
 
                 if (worker->worker)
                         ae_core_worker_gone(worker->worker, "the test is over");
                 worker->worker = NULL;
-                job->n_ended += !worker->ended;
+                job->n_ended += !worker->ended && !worker->reader;
                 worker->ended = true;
         }
 }
 
 static void free_all(struct simjob *job)
 {
-        for (uint32_t rank = 0; rank < job->params.n_ranks; rank++) {
+        for (uint32_t rank = 0; rank < job->n_workers; rank++) {
                 struct simworker *worker = &job->workers[rank];
 
                 if (worker->fd >= 0)
@@ -502,7 +510,7 @@ void simjob_report(struct simjob *job, FILE *to)
 
         for (uint32_t i = 0; i < AE_MIN(job->params.n_nodes, 40u); i++)
                 report_node(&job->nodes[i], to);
-        for (uint32_t rank = 0; rank < job->params.n_ranks && n < 40; rank++) {
+        for (uint32_t rank = 0; rank < job->n_workers && n < 40; rank++) {
                 const struct simworker *worker = &job->workers[rank];
                 char why[sizeof(((struct ae_local_text *)0)->text)] = "";
 
@@ -547,6 +555,11 @@ uint64_t simjob_live_ns(const struct simjob *job)
         return job->live_ns;
 }
 
+uint32_t simjob_n_reads(const struct simjob *job)
+{
+        return job->n_reads;
+}
+
 uint32_t simjob_n_verdicts(const struct simjob *job, uint32_t kind)
 {
         return job->ref.n_kinds[kind % 8];
@@ -578,7 +591,7 @@ void simjob_kill_node(struct simjob *job, uint32_t id)
         if (!node->node)
                 return;
         finish_tasks(node);
-        for (uint32_t rank = 0; rank < job->params.n_ranks; rank++) {
+        for (uint32_t rank = 0; rank < job->n_workers; rank++) {
                 struct simworker *worker = &job->workers[rank];
 
                 if (worker->node != node)

@@ -38,6 +38,7 @@ struct simjob_params {
         bool refuse;               /* some steps a rank asks for something else at first */
         bool misorder;             /* a rank takes part in other exchanges than all others */
         bool keep_views;           /* a rank may hold a view over the end of a step */
+        uint32_t n_readers;        /* processes without a rank, which come and go */
         bool may_fail;             /* a failed job is no error: faults are on their way */
         /* Tensors are addresses alone, for many nodes. Workers and optimizers then take
          * milliseconds, as they do, so that not all puts of a step are under way at once; and a
@@ -70,6 +71,8 @@ uint32_t simjob_rank_node(const struct simjob *job, uint32_t rank);
 uint32_t simjob_step(const struct simjob *job);
 /* The virtual time at which the initial weights were in place; 0: not yet. */
 uint64_t simjob_live_ns(const struct simjob *job);
+/* Views that readers have let go, and found as they were. */
+uint32_t simjob_n_reads(const struct simjob *job);
 uint32_t simjob_n_verdicts(const struct simjob *job, uint32_t kind);
 
 /* The daemon and all workers of a node are gone from one moment to the next. */

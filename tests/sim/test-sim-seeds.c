@@ -16,12 +16,15 @@
 
 static unsigned long long first_seed, last_seed = 19;
 
-static void run_seed(uint64_t seed, uint32_t *n_verdicts)
+/* @n_reads: NULL for a run without readers. */
+static void run_seed(uint64_t seed, uint32_t *n_verdicts, uint32_t *n_reads)
 {
         struct simjob_params params;
         struct simjob *job;
 
         simjob_draw(seed, &params);
+        if (!n_reads)
+                params.n_readers = 0;
         if (getenv("SIMJOB_VERBOSE"))
                 fprintf(stderr, "seed %llu: %u nodes %u ranks\n", (unsigned long long)seed,
                         params.n_nodes, params.n_ranks);
@@ -30,25 +33,30 @@ static void run_seed(uint64_t seed, uint32_t *n_verdicts)
         assert_true(simjob_step(job) == params.n_steps);
         for (uint32_t kind = 0; kind < 8; kind++)
                 n_verdicts[kind] += simjob_n_verdicts(job, kind);
+        if (n_reads)
+                *n_reads += simjob_n_reads(job);
         simjob_free(job);
 }
 
 static void test_seeds(void **state)
 {
         uint32_t n_verdicts[8] = { 0 };
+        uint32_t n_reads = 0;
 
         (void)state;
         for (uint64_t seed = first_seed; seed <= last_seed; seed++)
-                run_seed(seed, n_verdicts);
+                run_seed(seed, n_verdicts, &n_reads);
         print_message(
-                "seeds %llu to %llu: %u applied, %u skipped, %u redone, %u puts, %u refused\n",
+                "seeds %llu to %llu: %u applied, %u skipped, %u redone, %u puts, %u refused, "
+                "%u reads\n",
                 first_seed, last_seed, n_verdicts[AE_VERDICT_APPLIED],
                 n_verdicts[AE_VERDICT_SKIPPED], n_verdicts[AE_VERDICT_REDO],
-                n_verdicts[AE_VERDICT_PUT], n_verdicts[AE_VERDICT_REFUSED]);
+                n_verdicts[AE_VERDICT_PUT], n_verdicts[AE_VERDICT_REFUSED], n_reads);
         assert_true(n_verdicts[AE_VERDICT_APPLIED] > 0);
+        assert_true(n_reads > 0 || last_seed - first_seed < 40);
 }
 
-/* Seeds that have failed once. */
+/* Seeds that have failed once; most are older than readers and run as they did then. */
 static void test_named_seeds(void **state)
 {
         static const uint64_t seeds[] = {
@@ -59,11 +67,17 @@ static void test_named_seeds(void **state)
                 873, /* a sum given up after END did not let the owner's parts go on */
                 1296, /* a round that ran out of overflow memory was reported as a NaN */
         };
+        static const uint64_t with_readers[] = {
+                84, /* a reader was told twice that it had registered */
+        };
         uint32_t n_verdicts[8] = { 0 };
+        uint32_t n_reads = 0;
 
         (void)state;
         for (size_t i = 0; i < AE_ARRAY_LEN(seeds); i++)
-                run_seed(seeds[i], n_verdicts);
+                run_seed(seeds[i], n_verdicts, NULL);
+        for (size_t i = 0; i < AE_ARRAY_LEN(with_readers); i++)
+                run_seed(with_readers[i], n_verdicts, &n_reads);
 }
 
 int main(int argc, char **argv)
