@@ -85,6 +85,8 @@ static void attach(void *user)
                 simreader_start(worker);
                 return;
         }
+        if (simnode_job(worker->node)->state >= AE_JOB_FAILED)
+                return;
         worker->params = NULL;
         worker->sq_tail = worker->cq_head = 0;
         worker->token = 0;
