@@ -116,6 +116,8 @@ static void on_join(struct ae_core *core, uint32_t node, const Autoep__Join *joi
         struct ae_job *job = ae_core_job_named(core, join->job);
         int r;
 
+        if (job && join->rank < job->world && job->members[join->rank].left)
+                return; /* of the next job: it is asked again once this one has ended */
         reply.job = join->job;
         reply.rank = join->rank;
         reply.incarnation = join->incarnation;
@@ -318,6 +320,23 @@ void ae_core_worker_attach(struct ae_worker *worker, int bell)
         else
                 send_join(worker, false);
         ae_core_settle(worker->core);
+}
+
+void ae_form_again(struct ae_worker *worker)
+{
+        struct ae_core *core = worker->core;
+        struct ae_job *ended = worker->job;
+        struct ae_job *job = ae_core_job_named(core, ended->name);
+
+        if (!job && ae_core_jobs_full(core)) {
+                worker->dead = true;
+                ae_worker_error(worker, 0, AE_EOVERFLOW, "no room for another job");
+                return;
+        }
+        if (!job)
+                job = ae_job_new(core, ended->name, ended->world, ended->token, ended->uid);
+        worker->job = job;
+        send_join(worker, false);
 }
 
 void *ae_core_worker_session(const struct ae_worker *worker)

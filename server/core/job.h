@@ -555,6 +555,8 @@ int ae_check_hot(const struct ae_job *job, uint32_t node, const struct ae_wire_h
 struct ae_job *ae_job_new(struct ae_core *core, const char *name, uint32_t world,
                           const char *token, uint32_t uid);
 bool ae_job_has_workers(const struct ae_job *job);
+/* The job it wanted to join has ended: it is a rank of the next one of that name. */
+void ae_form_again(struct ae_worker *worker);
 void ae_form_gone(struct ae_worker *worker); /* takes back what the decider has not answered */
 void ae_form_left(struct ae_job *job, uint32_t rank); /* decider: a rank has left */
 void ae_start_maybe(struct ae_job *job);              /* decider: Start, when all are there */

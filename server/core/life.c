@@ -149,6 +149,10 @@ void ae_job_failed(struct ae_job *job, int status, const char *text)
         ae_list_for_each(worker, &job->core->workers, link) {
                 if (worker->job != job)
                         continue;
+                if (status == AE_ECLOSED && !worker->reader && !worker->joined && !worker->dead) {
+                        ae_form_again(worker);
+                        continue;
+                }
                 if (worker->page && (!worker->joined || worker->asked) && !worker->left)
                         ae_worker_error(worker, 0, status, text);
                 if (worker->n_waiting) /* its gathers are about to be answered with this */

@@ -219,6 +219,43 @@ static void test_leave_while_starting(void **state)
         bed_free(bed);
 }
 
+/* All ranks have left, and one of the next job of that name is here before its node has heard. */
+static void test_join_before_the_end_is_heard(void **state)
+{
+        struct bed *bed = bed_new_live(3);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        bed->stopped = true;
+        for (uint32_t rank = 0; rank < 3; rank++)
+                leave(&bed->workers[rank]);
+        assert_int_equal(bed_rank(bed, 1, 1, 3, &worker), 0);
+        bed->stopped = false;
+        bed_run(bed);
+        assert_int_equal(worker->type, AE_CONTROL_HELLO_OK);
+        assert_int_equal(bed_job(bed, 1)->state, AE_JOB_FORMING);
+        bed_free(bed);
+}
+
+/* The same while another rank has still to leave: the successor waits for that. */
+static void test_join_while_others_leave(void **state)
+{
+        struct bed *bed = bed_new_live(3);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        leave(&bed->workers[1]);
+        assert_int_equal(bed_rank(bed, 1, 1, 3, &worker), 0);
+        bed_run(bed);
+        assert_int_equal(worker->type, 0);
+        leave(&bed->workers[2]);
+        assert_int_equal(worker->type, 0);
+        leave(&bed->workers[0]);
+        assert_int_equal(worker->type, AE_CONTROL_HELLO_OK);
+        assert_int_equal(bed_job(bed, 0)->n_joined, 1);
+        bed_free(bed);
+}
+
 /* Memory that is too small: every rank hears how much of what was needed and what there is. */
 static void test_budget(void **state)
 {
@@ -508,6 +545,8 @@ int main(void)
                 cmocka_unit_test(test_given_up_too_late),
                 cmocka_unit_test(test_leave_while_forming),
                 cmocka_unit_test(test_leave_while_starting),
+                cmocka_unit_test(test_join_before_the_end_is_heard),
+                cmocka_unit_test(test_join_while_others_leave),
                 cmocka_unit_test(test_budget),
                 cmocka_unit_test(test_initial_values_too_large),
                 cmocka_unit_test(test_bad_models),
