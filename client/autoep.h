@@ -113,7 +113,7 @@ struct autoep_options {
         int timeout_ms;      /* default of every wait; 0: 600 s */
         uint64_t hold_len;   /* most bytes this process will hold in views at a time; 0: its two
                                 largest units */
-        uint64_t ring_len;   /* bytes of its gradient ring; 0: 32 MiB */
+        uint64_t ring_len;   /* bytes of its gradient ring, 16 MiB to 64 GiB; 0: 32 MiB */
 };
 #define AUTOEP_OPTIONS_INIT { sizeof(struct autoep_options), NULL, NULL, NULL, -1, -1, 0, 0, 0, 0 }
 

@@ -24,9 +24,6 @@
 
 #define HANDLE_TIMEOUT_MS (600 * 1000)
 #define HANDLE_RING_DEFAULT (UINT64_C(32) << 20)
-/* Two pieces of the largest kind: a piece is at most half the ring (ring.h). */
-#define HANDLE_RING_MIN (UINT64_C(2) * AE_LOCAL_PIECE_N * sizeof(float))
-#define HANDLE_RING_MAX (UINT64_C(1) << 40)
 
 /* ---- fork ------------------------------------------------------------------------------- */
 
@@ -252,11 +249,11 @@ static int check_hello_ok(struct autoep *h, const Autoep__HelloOk *ok, uint32_t 
         if (ok->n_nodes < 1 || ok->n_nodes > AE_LAYOUT_MAX_NODES || ok->node >= ok->n_nodes)
                 return ae_fail(AE_EPROTO, "the daemon says that it is node %u of %u", ok->node,
                                ok->n_nodes);
-        if (ok->page_len < sizeof(struct ae_local_page) || ok->grad_len < HANDLE_RING_MIN)
+        if (ok->page_len < sizeof(struct ae_local_page) || ok->grad_len < AE_LOCAL_RING_MIN)
                 return ae_fail(AE_EPROTO, "the daemon passed a page of %llu bytes and a ring of "
                                "%llu, needed are %zu and %llu", (unsigned long long)ok->page_len,
                                (unsigned long long)ok->grad_len, sizeof(struct ae_local_page),
-                               (unsigned long long)HANDLE_RING_MIN);
+                               (unsigned long long)AE_LOCAL_RING_MIN);
         h->node = ok->node;
         h->n_nodes = ok->n_nodes;
         (void)snprintf(h->transport, sizeof(h->transport), "%s", ok->transport);
@@ -334,12 +331,12 @@ static int check_options(const struct autoep_options *options, const struct ae_e
         if (options->timeout_ms < 0)
                 return ae_fail(AE_EINVAL, "timeout_ms is %d: use a positive number, or 0 for %d",
                                options->timeout_ms, HANDLE_TIMEOUT_MS);
-        if (options->ring_len && (options->ring_len < HANDLE_RING_MIN ||
-                                  options->ring_len > HANDLE_RING_MAX))
+        if (options->ring_len && (options->ring_len < AE_LOCAL_RING_MIN ||
+                                  options->ring_len > AE_LOCAL_RING_MAX))
                 return ae_fail(AE_EINVAL, "ring_len is %llu: use %llu to %llu bytes, or 0 for %llu",
                                (unsigned long long)options->ring_len,
-                               (unsigned long long)HANDLE_RING_MIN,
-                               (unsigned long long)HANDLE_RING_MAX,
+                               (unsigned long long)AE_LOCAL_RING_MIN,
+                               (unsigned long long)AE_LOCAL_RING_MAX,
                                (unsigned long long)HANDLE_RING_DEFAULT);
         if (strlen(env->job) >= AE_LAYOUT_NAME_MAX ||
             (env->token && strlen(env->token) >= AE_LAYOUT_NAME_MAX))

@@ -29,6 +29,11 @@
 #define AE_LOCAL_SLOT_NONE 0xffffffu
 #define AE_LOCAL_VERSION_ANY ((UINT64_C(1) << 40) - 1)
 #define AE_LOCAL_PIECE_N (1u << 20) /* elements: pieces of a unit's gradient image are cut here */
+#define AE_LOCAL_PIECE_LEN (AE_LOCAL_PIECE_N * sizeof(float)) /* the most bytes of one */
+/* A gradient ring holds four such pieces: two while their turn has not come (more leave it for
+ * overflow memory), the next one, and what is left out before that. */
+#define AE_LOCAL_RING_MIN (UINT64_C(4) * AE_LOCAL_PIECE_LEN)
+#define AE_LOCAL_RING_MAX (UINT64_C(64) << 30)
 
 /* ---- params ----------------------------------------------------------------------------- */
 

@@ -5,9 +5,11 @@
  * pace: it folds the longest run of pieces whose turn it is, several in one pass. A piece may go
  * when every lane before it in that order is settled: has scattered, or said that it won't.
  *
- * A piece whose turn is not near leaves the worker's ring for overflow memory once the ring is half
- * full, so that a ring never stays full for want of another rank: that is what keeps a scatter from
- * blocking on others. Without room there the round is redone.
+ * A piece whose turn is not near leaves the worker's ring for overflow memory once half a ring has
+ * been written since. The other half always has room for the next piece and for what its worker
+ * leaves out before it (AE_LOCAL_RING_MIN), so a ring never stays full for want of another rank:
+ * that is what keeps a scatter from blocking on others. Without room in overflow memory the round
+ * is redone.
  */
 #include "proto/base/num.h"
 #include "proto/base/status.h"
@@ -475,7 +477,8 @@ static int check_piece(const struct ae_worker *worker, const struct ae_local_sqe
             sqe->first / AE_LOCAL_PIECE_N != (sqe->first + sqe->n - 1) / AE_LOCAL_PIECE_N ||
             sqe->len != sqe->n * size)
                 return ae_fail(AE_EPROTO, "its piece of unit %u is out of bounds", sqe->unit);
-        if (sqe->pos < worker->grad_free || sqe->pos - worker->grad_free > worker->grad->len ||
+        if (sqe->pos < worker->grad_head || sqe->pos - worker->grad_head > AE_LOCAL_PIECE_LEN ||
+            sqe->pos - worker->grad_free > worker->grad->len - sqe->len ||
             !ae_range_ok(sqe->pos % worker->grad->len, sqe->len, worker->grad->len) ||
             sqe->pos % size != 0)
                 return ae_fail(AE_EPROTO, "its piece lies outside its ring");
@@ -529,6 +532,7 @@ int ae_fold_piece(struct ae_worker *worker, const struct ae_local_sqe *sqe)
                 .in_order = true,
         };
         ae_list_init(&piece->link);
+        worker->grad_head = sqe->pos + sqe->len;
         push_order(worker, piece);
         insert_piece(piece->cell, piece);
         sum->n_pending++;

@@ -253,9 +253,12 @@ static int make_pages(struct ae_worker *worker, uint64_t ring_len)
         struct ae_local_page *shared;
         int r;
 
-        grad.len = ae_align_up(AE_MAX(ring_len ? ring_len : 32 * AE_MIB, 8 * AE_MIB), 4096);
-        if (grad.len > 64 * AE_GIB)
-                return ae_fail(AE_EINVAL, "a gradient ring of %" PRIu64 " bytes", grad.len);
+        ring_len = ring_len ? ring_len : 32 * AE_MIB;
+        if (ring_len < AE_LOCAL_RING_MIN || ring_len > AE_LOCAL_RING_MAX)
+                return ae_fail(AE_EINVAL, "a gradient ring of %" PRIu64 " bytes: it may have %"
+                               PRIu64 " to %" PRIu64, ring_len, (uint64_t)AE_LOCAL_RING_MIN,
+                               (uint64_t)AE_LOCAL_RING_MAX);
+        grad.len = ae_align_up(ring_len, 4096);
         r = options->ops->region_new(options->user, &page, &worker->page);
         if (r < 0)
                 return r;

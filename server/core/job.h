@@ -264,7 +264,7 @@ struct ae_worker {
         uint32_t n_waiting;       /* gathers not answered */
         uint32_t *pins;           /* owned; per slot: its share of the slot's n_pins */
         uint32_t n_pins;          /* their sum */
-        uint64_t grad_free;       /* absolute ring position */
+        uint64_t grad_free, grad_head; /* absolute ring positions: free before, written before */
         struct ae_piece **order;  /* owned ring: pieces in ring order */
         uint32_t order_head, order_tail, order_cap;
         struct ae_local_step *step; /* owned copy of the request */

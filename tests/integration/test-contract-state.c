@@ -6,6 +6,7 @@
 #include "tests/lib/contract.h"
 
 #include "proto/base/num.h"
+#include "proto/wire/local.h"
 #include "tests/lib/test.h"
 
 #include <string.h>
@@ -297,6 +298,51 @@ static void test_evaluation(void **state)
 
 /* ---- scatters and views ------------------------------------------------------------------ */
 
+/* In the smallest ring, and without rank 0, whose turn it is: the second piece is a little less
+ * than half of 8 MiB, and the third doesn't fit behind it. */
+static int fill_ring(struct cluster_worker *w)
+{
+        static const uint64_t n[] = { (1 << 19) + 4096, (1 << 20) - 4096, 1 << 20, 1 << 20,
+                                      1 << 20 };
+        static const char *const names[] = { "v", "w", "x", "y", "z" };
+        static float values[1 << 20];
+        struct autoep_step step = contract_step(contract_sgd);
+        struct autoep_tensor tensors[AE_ARRAY_LEN(n)] = { { 0 } };
+        struct autoep_model model = sgd;
+        struct autoep_verdict v;
+
+        for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++)
+                tensors[i] = (struct autoep_tensor){
+                        .size = sizeof(tensors[i]), .name = names[i], .unit = names[i],
+                        .dtype = AUTOEP_F32, .n_dims = 1, .dims = { n[i] }, .group = i % 2,
+                        .tensor_class = AUTOEP_DENSE, .init = values
+                };
+        model.size = sizeof(model);
+        model.tensors = tensors;
+        model.n_tensors = AE_ARRAY_LEN(n);
+        CLUSTER_TRY(w, autoep_register(w->handle, &model, AUTOEP_DEFAULT_TIMEOUT));
+        if (w->rank == 0)
+                MEET(w);
+        for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++) {
+                const struct autoep_gradient gradient = { .size = sizeof(gradient), .tensor = i,
+                                                          .dtype = AUTOEP_F32, .data = values };
+
+                CLUSTER_TRY(w, autoep_scatter(w->handle, i, &gradient, 1, 0, 5000));
+        }
+        if (w->rank == 1)
+                MEET(w);
+        return contract_ask(w, &step, AUTOEP_APPLIED, &v);
+}
+
+static void test_smallest_ring(void **state)
+{
+        const struct cluster_spec spec = { .n_nodes = 1, .workers = { 2 },
+                                           .ring_len = AE_LOCAL_RING_MIN };
+
+        (void)state;
+        assert_int_equal(cluster_run(&spec, fill_ring, NULL), 0);
+}
+
 static int meet_by_exchange(struct cluster_worker *w)
 {
         uint64_t lens[4];
@@ -460,6 +506,7 @@ int main(void)
                 cmocka_unit_test(test_external_optimizer),
                 cmocka_unit_test(test_reader),
                 cmocka_unit_test(test_evaluation),
+                cmocka_unit_test(test_smallest_ring),
                 cmocka_unit_test(test_opposite_orders),
                 cmocka_unit_test(test_double_scatter),
                 cmocka_unit_test(test_scatter_after_refusal),

@@ -5,6 +5,7 @@
  * on to serve.
  */
 #include "tests/integration/story.h"
+#include "proto/wire/local.h"
 #include "tests/lib/test.h"
 
 #include <signal.h>
@@ -13,7 +14,7 @@
 
 #define DEADLINE_MS 700
 #define LATE_MS 150
-#define BIG_N 3000000u /* its fp32 gradient is larger than the smallest ring */
+#define BIG_N 5000000u /* its fp32 gradient is larger than the smallest ring */
 
 /* A waiting call and how its arguments stand. */
 struct waiting {
@@ -37,7 +38,7 @@ static void init_job(struct story *story, const char *name)
         story_job_init(&story->job, &story->bed, name, 4);
         for (uint32_t rank = 0; rank < 4; rank++) {
                 story->job.workers[rank].self.unit_n[1] = BIG_N;
-                story->job.workers[rank].self.ring_len = 8 << 20;
+                story->job.workers[rank].self.ring_len = AE_LOCAL_RING_MIN;
         }
 }
 

@@ -71,7 +71,7 @@ struct autoep_options job_options(const struct fake_daemon *d, int rank)
         options.world = (int)d->config.world;
         options.reader = rank < 0;
         options.timeout_ms = 10000;
-        options.ring_len = 8 << 20;
+        options.ring_len = AE_LOCAL_RING_MIN;
         return options;
 }
 

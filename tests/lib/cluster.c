@@ -10,6 +10,7 @@
 #include "proto/base/log.h"
 #include "proto/base/num.h"
 #include "proto/base/status.h"
+#include "proto/wire/local.h"
 #include "server/daemon.h"
 #include "tests/lib/test.h"
 
@@ -29,7 +30,6 @@
 
 #define PATH_MAX_LEN 100 /* a socket's address holds 107 */
 #define MEMORY_LEN (2 * AE_GIB)
-#define RING_LEN (8 * AE_MIB) /* the least */
 #define REST_NS (5 * AE_NS_PER_S)
 #define FAILURE_LEN 1024
 
@@ -150,7 +150,7 @@ static struct autoep_options options_of(const struct cluster_worker *worker)
         options.timeout_ms = CLUSTER_TIMEOUT_MS;
         options.hold_len = worker->cluster->spec->hold_len;
         options.ring_len = worker->cluster->spec->ring_len ? worker->cluster->spec->ring_len
-                                                           : RING_LEN;
+                                                           : AE_LOCAL_RING_MIN;
         return options;
 }
 

@@ -23,7 +23,7 @@ struct cluster_spec {
         uint32_t workers[CLUSTER_NODES_MAX]; /* of each node; ranks count from node 0 on */
         const char *transport;               /* "shm" (NULL) or "tcp" */
         uint32_t threads;                    /* compute threads of a daemon; 0: 1 */
-        uint64_t hold_len, ring_len;         /* of every worker's options; ring_len 0: 8 MiB */
+        uint64_t hold_len, ring_len;         /* of every worker's options; ring_len 0: the least */
 };
 
 struct cluster;

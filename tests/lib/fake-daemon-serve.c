@@ -15,7 +15,6 @@
 #include <unistd.h>
 
 #define N_SLOTS 64u
-#define GRAD_MIN (UINT64_C(8) << 20)
 
 /* ---- frames ----------------------------------------------------------------------------- */
 
@@ -149,7 +148,7 @@ static void take_hello(struct fake_daemon *d, struct fake_worker *w, const Autoe
 
         w->rank = hello->rank;
         w->reader = hello->reader;
-        w->grad_len = AE_MAX(hello->ring_len, GRAD_MIN);
+        w->grad_len = AE_MAX(hello->ring_len, AE_LOCAL_RING_MIN);
         if (d->config.lie == FAKE_HELLO_MUTE)
                 return;
         if (d->config.lie == FAKE_HELLO_FRAME_HUGE) {

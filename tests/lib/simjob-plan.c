@@ -214,7 +214,8 @@ void simplan_model(struct simjob *job)
         model->exchange_len = 4096;
         model->sum_group = simplan_hash(job, H_MODEL, 4, 0, 0, 0) % 4 == 0;
         if (!params->no_data)
-                model->overflow_len = params->tight_overflow ? 65536 : UINT64_C(64) << 20;
+                model->overflow_len = !params->tight_overflow ? UINT64_C(64) << 20 :
+                                      params->huge ? 2 * AE_LOCAL_PIECE_LEN : 65536;
         draw_groups(job, model);
         settle_model(job, model);
         ae_control_free(&model->base);
@@ -271,7 +272,7 @@ bool simplan_piece(const struct simjob *job, uint32_t step, uint32_t rank, uint3
                 uint64_t cell_end = (at / AE_LOCAL_PIECE_N + 1) * AE_LOCAL_PIECE_N;
                 uint64_t n = (cell_end < end ? cell_end : end) - at;
 
-                n = AE_MIN(n, (uint64_t)SIM_PIECE_N);
+                n = AE_MIN(n, (uint64_t)AE_LOCAL_PIECE_N);
                 if (i < 3 && h % 3 == 0)
                         n = 1 + h / 8 % n;
                 if (i == k) {

@@ -17,7 +17,6 @@
 
 #define SIM_VERSIONS 4u   /* versions whose weights the reference keeps */
 #define SIM_HELD 2u       /* views that a worker holds, at most */
-#define SIM_PIECE_N (1u << 19)
 #define SIM_UNIT_MAX 16u
 
 struct simgap {

@@ -50,8 +50,15 @@ static void write_piece(struct simworker *worker, const struct simaction *a,
                narrow ? (const void *)&nan_narrow : (const void *)&nan_wide, size);
 }
 
-/* Where the piece goes; false: the ring has no room yet. Small data makes a full ring by lying far
- * apart in it. */
+/* The first place from @pos on where @len bytes don't wrap. */
+static uint64_t place(uint64_t pos, uint64_t len, uint64_t ring)
+{
+        pos = ae_align_up(pos, 4);
+        return pos % ring + len > ring ? ae_align_up(pos, ring) : pos;
+}
+
+/* Where the piece goes; false: the ring has no room yet. Small data makes a full ring by lying as
+ * far apart in it as it may. */
 static bool place_piece(struct simworker *worker, uint64_t len)
 {
         uint64_t ring = worker->page->grad_len;
@@ -60,11 +67,11 @@ static bool place_piece(struct simworker *worker, uint64_t len)
 
         if (!worker->piece_pos) {
                 uint64_t pad = worker->job->params.pads && !worker->job->ref.calm
-                                       ? simworker_chance(worker, 1 << 18) * 4 : 0;
+                                       ? simworker_chance(worker, AE_LOCAL_PIECE_LEN) : 0;
 
-                worker->piece_pos = ae_align_up(worker->grad_pos, 4) + pad;
-                if (worker->piece_pos % ring + len > ring)
-                        worker->piece_pos = ae_align_up(worker->piece_pos, 4) / ring * ring + ring;
+                worker->piece_pos = place(worker->grad_pos + pad, len, ring);
+                if (worker->piece_pos - worker->grad_pos > AE_LOCAL_PIECE_LEN)
+                        worker->piece_pos = place(worker->grad_pos, len, ring);
         }
         fits = worker->piece_pos + len - tail <= ring;
         atomic_store(&worker->page->grad_wanted, fits ? 0 : worker->piece_pos + len - ring);

@@ -730,7 +730,7 @@ void simworker_hello(struct simworker *worker)
         message.rank = worker->reader ? 0 : worker->rank;
         message.world = job->params.n_ranks;
         message.incarnation = 70000 + worker->rank;
-        message.ring_len = UINT64_C(8) << 20;
+        message.ring_len = AE_LOCAL_RING_MIN;
         if (ae_core_worker_new(ae_node_core(worker->node->node), &spec, &worker->worker) < 0)
                 simjob_fail(job, "rank %u cannot say hello: %s", worker->rank, ae_error_text());
         worker->page = (struct ae_local_page *)ae_core_worker_page(worker->worker)->base;

@@ -200,21 +200,22 @@ static void units_of_aliases_go_to_their_homes(void **state)
         autoep_close(h);
 }
 
-/* Three cells of a unit, through a ring that holds two, so that it wraps; again and again. */
+/* The cells of a unit, through a ring that holds all but the last, so that it wraps; again and
+ * again. */
 static void check_big(const struct fake_worker *w, uint32_t unit, uint32_t use, uint32_t tensor,
                       size_t first)
 {
         uint64_t tail_n = use ? 100 : 128; /* an alias is sent without the padding */
 
-        for (uint64_t k = 0; k < 3; k++) {
+        for (uint64_t k = 0; k < JOB_BIG_PIECES; k++) {
                 const struct fake_piece *p = &w->pieces[first + k];
-                uint64_t n = k < 2 ? AE_LOCAL_PIECE_N : tail_n;
+                uint64_t n = k < JOB_BIG_PIECES - 1 ? AE_LOCAL_PIECE_N : tail_n;
 
                 assert_int_equal(p->sqe.unit, unit);
                 assert_int_equal(p->sqe.use, use);
                 assert_int_equal(p->sqe.first, k * AE_LOCAL_PIECE_N);
                 assert_int_equal(p->sqe.n, n);
-                for (uint64_t i = 0; i < n; i += k < 2 ? 997 : 1) {
+                for (uint64_t i = 0; i < n; i += k < JOB_BIG_PIECES - 1 ? 997 : 1) {
                         uint64_t at = k * AE_LOCAL_PIECE_N + i;
 
                         assert_true(element(p, i) == (at < JOB_BIG_N ? value_of(tensor, at) : 0));
@@ -240,11 +241,11 @@ static void large_units_are_cut_and_wrap(void **state)
                 assert_int_equal(autoep_micro_batch_end(h), 0);
         }
         fake_sync(d);
-        assert_int_equal(w->n_pieces, 18);
+        assert_int_equal(w->n_pieces, 6 * JOB_BIG_PIECES);
         for (size_t i = 0; i < 3; i++) {
-                check_big(w, JOB_UNIT_BIG, 0, JOB_BIG, 6 * i);
-                check_big(w, JOB_UNIT_BIG, 1, JOB_BIG, 6 * i + 3);
-                assert_int_equal(w->pieces[6 * i].sqe.micro, i);
+                check_big(w, JOB_UNIT_BIG, 0, JOB_BIG, 2 * i * JOB_BIG_PIECES);
+                check_big(w, JOB_UNIT_BIG, 1, JOB_BIG, (2 * i + 1) * JOB_BIG_PIECES);
+                assert_int_equal(w->pieces[2 * i * JOB_BIG_PIECES].sqe.micro, i);
         }
         assert_int_equal(autoep_stats(h, &stats), 0);
         assert_int_equal(stats.scatters, 6);
@@ -259,7 +260,7 @@ static void a_full_ring_takes_nothing(void **state)
 {
         struct fake_daemon *d = *state;
         struct autoep_gradient big = gradient_of(JOB_BIG, JOB_BIG_N,
-                                                 AUTOEP_BF16); /* 4 MiB and a bit */
+                                                 AUTOEP_BF16); /* 8 MiB and a bit */
         struct autoep_gradient tied = big;
         uint32_t tail;
         autoep *h = job_join(d);
@@ -274,7 +275,7 @@ static void a_full_ring_takes_nothing(void **state)
         fake_sync(d);
         assert_int_equal(autoep_scatter(h, JOB_UNIT_BIG_TIED, &tied, 1, 0, 0), 0);
         fake_sync(d);
-        assert_int_equal(d->workers[0].n_pieces, 6);
+        assert_int_equal(d->workers[0].n_pieces, 2 * JOB_BIG_PIECES);
         free_gradients(&big, 1);
         autoep_close(h);
 }
@@ -300,7 +301,7 @@ static void a_cut_scatter_goes_on(void **state)
         fake_set_holds(d, 0);
         assert_int_equal(autoep_scatter(h, JOB_UNIT_BIG, &g, 1, 0, 5000), 0);
         fake_sync(d);
-        assert_int_equal(w->n_pieces, 3);
+        assert_int_equal(w->n_pieces, JOB_BIG_PIECES);
         check_big(w, JOB_UNIT_BIG, 0, JOB_BIG, 0);
         assert_int_equal(w->log[w->n_log - 1].op, AE_SQ_SCATTERED);
         fake_sync(d);
@@ -467,7 +468,7 @@ static void threads_scatter_side_by_side(void **state)
                 assert_int_equal(autoep_micro_batch_end(h), 0);
         }
         fake_sync(d);
-        assert_int_equal(w->n_pieces, 3 * (2 + 3 + 3));
+        assert_int_equal(w->n_pieces, 3 * (2 + 2 * JOB_BIG_PIECES));
         for (size_t i = 1; i < w->n_pieces; i++) {
                 const struct ae_local_sqe *before = &w->pieces[i - 1].sqe;
 

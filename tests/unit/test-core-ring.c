@@ -119,12 +119,12 @@ static void test_pieces(void **state)
         struct bed *bed = bed_new_live(2);
         uint64_t ring = bed_page(&bed->workers[0])->grad_len;
         const struct ae_local_sqe good = piece();
-        struct ae_local_sqe bad[] = { good, good, good, good, good, good, good, good, good, good,
-                                     good,
-                                      good, good, good, good, good, good, good };
+        struct ae_local_sqe bad[19];
         size_t n = 0;
 
         (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(bad); i++)
+                bad[i] = good;
         bad[n++].use = 2; /* unit u: its own and one tied use */
         bad[n++].use = UINT16_MAX;
         bad[n++].micro = 1;
@@ -139,8 +139,9 @@ static void test_pieces(void **state)
         bad[n++].first = BED_W_N;
         bad[n++].first = BED_W_N - PIECE_N + 1;
         bad[n++].len = PIECE_LEN - 4;
+        bad[n++].pos = AE_LOCAL_PIECE_LEN + 4; /* more is left out than a piece may have */
         bad[n++].pos = ring + 1;
-        bad[n++].pos = ring - PIECE_LEN + 4; /* across the ring's end */
+        bad[n++].pos = ring - PIECE_LEN + 4; /* likewise, and across the end */
         bad[n++].pos = 2; /* not a multiple of an element */
         bad[n++].pos = UINT64_MAX - PIECE_LEN;
         assert_int_equal(n, AE_ARRAY_LEN(bad));
