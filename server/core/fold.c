@@ -106,7 +106,7 @@ static bool is_turn(const struct ae_sum *sum, uint32_t micro, uint32_t lane)
 
 /* ---- the ring's bytes ------------------------------------------------------------------- */
 
-/* Frees the ring up to the first piece that is still in it. */
+/* Frees the ring up to the first piece that is still in it, and what was left out before that. */
 static void free_ring(struct ae_worker *worker)
 {
         struct ae_local_page *page = page_of(worker);
@@ -116,8 +116,10 @@ static void free_ring(struct ae_worker *worker)
         while (worker->order_head != worker->order_tail) {
                 struct ae_piece *piece = worker->order[worker->order_head % worker->order_cap];
 
-                if (piece->in_ring)
+                if (piece->in_ring) {
+                        worker->grad_free = piece->ring_pos;
                         break;
+                }
                 worker->grad_free = piece->ring_pos + piece->len;
                 worker->order_head++;
                 piece->in_order = false;
@@ -534,6 +536,8 @@ int ae_fold_piece(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         ae_list_init(&piece->link);
         worker->grad_head = sqe->pos + sqe->len;
         push_order(worker, piece);
+        if (worker->order_tail - worker->order_head == 1)
+                free_ring(worker);
         insert_piece(piece->cell, piece);
         sum->n_pending++;
         sum->any = true;
