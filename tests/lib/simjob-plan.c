@@ -136,7 +136,9 @@ static void wide_model(const struct simjob *job, Autoep__Model *model)
         }
 }
 
-/* The smallest cache that is not refused on any node, see plan_cache() in memory.c. */
+/* The smallest cache that is not refused on any node, see plan_cache() in memory.c. Where ranks
+ * may wait for a step with views in their hands, which the library refuses, there is room for the
+ * largest unit also between all of those, wherever they lie. */
 static uint64_t least_cache(const struct simjob *job, uint32_t most_local)
 {
         uint64_t first = 0;
@@ -152,6 +154,8 @@ static uint64_t least_cache(const struct simjob *job, uint32_t most_local)
                         second = len;
                 }
         }
+        if (job->params.keep_views)
+                return ae_align_up((2 * SIM_HELD * most_local + 1) * first, 4096);
         return ae_align_up(first + most_local * (first + second), 4096);
 }
 
@@ -188,7 +192,7 @@ static void settle_model(struct simjob *job, Autoep__Model *model)
 
         assert_int_equal(ae_model_copy(&borrowed, &job->model), 0);
         assert_int_equal(ae_model_layout(job->model, job->params.n_nodes, &job->layout), 0);
-        if (job->params.tight_cache)
+        if (job->params.tight_cache || job->params.keep_views)
                 model->cache_len = least_cache(job, most_local(job));
         job->packed_len = ae_control_size(&model->base);
         job->packed = malloc(job->packed_len + 1);

@@ -232,6 +232,17 @@ static bool do_gather(struct simworker *worker, const struct simaction *action)
         return false;
 }
 
+/* As the library does: a worker holds no more than it said it would. */
+static void keep_allowance(struct simworker *worker, uint64_t len)
+{
+        for (uint32_t i = 0; i < worker->n_held; i++)
+                len += worker->held[i].len;
+        while (worker->n_held && len > worker->worker->hold_len) {
+                len -= worker->held[0].len;
+                drop_view(worker, 0);
+        }
+}
+
 static bool do_range(struct simworker *worker, const struct simaction *action)
 {
         uint64_t len = worker->job->layout->units[action->unit].len;
@@ -245,6 +256,7 @@ static bool do_range(struct simworker *worker, const struct simaction *action)
                 return hold_answer(worker, action, first, n);
         if (worker->n_held == SIM_HELD)
                 drop_view(worker, 0);
+        keep_allowance(worker, n);
         before_wait(worker);
         simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE,
                                              .unit = action->unit,
@@ -403,6 +415,24 @@ static void add_exchange(struct simworker *worker, bool receive)
         }
 }
 
+/* Receives stand anywhere among what the round has from action @first on. */
+static void spread_receives(struct simworker *worker, uint32_t first)
+{
+        uint32_t begin = worker->n_actions;
+        uint32_t end;
+
+        add_exchange(worker, true);
+        end = worker->n_actions;
+        for (uint32_t i = begin; i < end; i++) {
+                uint32_t to = first + (uint32_t)simworker_chance(worker, i - first + 1);
+                struct simaction moved = worker->actions[i];
+
+                memmove(&worker->actions[to + 1], &worker->actions[to],
+                        (i - to) * sizeof(moved));
+                worker->actions[to] = moved;
+        }
+}
+
 /* What a rank does in one round. Who puts does so before the others begin, or (odd rounds) while
  * they may have begun. */
 static void plan_round(struct simworker *worker)
@@ -433,14 +463,13 @@ static void plan_round(struct simworker *worker)
         first = worker->n_actions;
         add_exchange(worker, false);
         shuffle(worker, first);
+        first = worker->n_actions;
         if (simplan_redo(job, worker->attempt) == worker->rank)
                 add_micro(worker, 0);
         else
                 for (uint32_t m = 0; m < simplan_n_micro(job, worker->step, worker->rank); m++)
                         add_micro(worker, m);
-        first = worker->n_actions;
-        add_exchange(worker, true);
-        shuffle(worker, first);
+        spread_receives(worker, first);
         if (simworker_chance(worker, 8) == 0)
                 add_reads(worker); /* evaluation */
         if (!job->params.keep_views || simworker_chance(worker, 2))
