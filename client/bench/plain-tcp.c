@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #define STALL_MS 20000
+#define OWN_SLICE (UINT64_C(256) << 10)
 #define N_FDS (AE_BENCH_TCP_STREAMS_MAX + 1)
 #define CTL AE_BENCH_TCP_STREAMS_MAX
 
@@ -40,7 +41,7 @@ struct turn {
         char *from, *to;
         char *own_from, *own_to;
         uint64_t tx_left[AE_BENCH_TCP_STREAMS_MAX], rx_left[AE_BENCH_TCP_STREAMS_MAX];
-        uint64_t tx_all, rx_all;
+        uint64_t tx_all, rx_all, own_left;
         bool asked; /* by the other side */
 };
 
@@ -63,7 +64,8 @@ static void turn_init(const struct side *side, uint32_t index, struct turn *turn
         *turn = (struct turn){ .from = side->from + index % tcp->n_from * tcp->len,
                                .to = side->to + index % tcp->n_to * tcp->len,
                                .own_from = side->own_from + index % tcp->n_from * tcp->own_len,
-                               .own_to = side->own_to + index % tcp->n_to * tcp->own_len };
+                               .own_to = side->own_to + index % tcp->n_to * tcp->own_len,
+                               .own_left = side->asks ? tcp->own_len : 0 };
         for (uint32_t i = 0; i < tcp->streams; i++) {
                 turn->tx_left[i] = side->serves ? part_len(tcp, i) : 0;
                 turn->rx_left[i] = side->asks ? part_len(tcp, i) : 0;
@@ -110,21 +112,35 @@ static int look(struct side *side, const struct turn *turn)
                 side->fds[i].events = (short)((turn->rx_left[i] ? POLLIN : 0) |
                                               (turn->asked && turn->tx_left[i] ? POLLOUT : 0));
         side->fds[CTL].events = turn->asked || !side->serves ? 0 : POLLIN;
+        if (turn->own_left) /* the copy is what it does while nothing has come */
+                return poll(side->fds, N_FDS, 0) >= 0 ? 0 : -1;
         return poll(side->fds, N_FDS, STALL_MS) > 0 ? 0 : -1;
+}
+
+/* A slice of what it has itself, where the last look found nothing to read. */
+static void copy_own(const struct side *side, struct turn *turn)
+{
+        const uint64_t at = side->tcp->own_len - turn->own_left;
+        const uint64_t n = AE_MIN(turn->own_left, OWN_SLICE);
+
+        for (uint32_t i = 0; i < side->tcp->streams; i++) {
+                if (turn->rx_left[i] && side->fds[i].revents)
+                        return;
+        }
+        memcpy(turn->own_to + at, turn->own_from + at, n);
+        turn->own_left -= n;
 }
 
 /* Asks, serves, and returns when all is done; the time that its own bytes took. */
 static int take_turn(struct side *side, struct turn *turn, uint64_t *ret_ns)
 {
         uint64_t start_ns = ae_now_ns();
-        bool in = turn->rx_all == 0;
+        bool in = turn->rx_all == 0 && turn->own_left == 0;
         char word = 0;
 
         if (side->asks && send(side->fds[CTL].fd, &word, 1, MSG_NOSIGNAL) != 1)
                 return -1;
-        if (side->asks) /* what the other side sends first fills the buffers meanwhile */
-                memcpy(turn->own_to, turn->own_from, side->tcp->own_len);
-        while (turn->rx_all || turn->tx_all) {
+        while (turn->rx_all || turn->tx_all || turn->own_left) {
                 if (look(side, turn) < 0)
                         return -1;
                 if (!turn->asked && side->fds[CTL].revents) {
@@ -136,7 +152,8 @@ static int take_turn(struct side *side, struct turn *turn, uint64_t *ret_ns)
                         if (move_stream(side, turn, i) < 0)
                                 return -1;
                 }
-                if (!in && turn->rx_all == 0) {
+                copy_own(side, turn);
+                if (!in && turn->rx_all == 0 && turn->own_left == 0) {
                         *ret_ns = ae_now_ns() - start_ns;
                         in = true;
                 }

@@ -13,7 +13,7 @@
 
 struct ae_bench_tcp {
         uint64_t len;      /* bytes of one transfer, one way */
-        uint64_t own_len;  /* bytes that who asks copies in its own memory, before it reads */
+        uint64_t own_len;  /* bytes that who asks copies in its own memory meanwhile */
         uint32_t streams;  /* 1 to AE_BENCH_TCP_STREAMS_MAX */
         uint32_t n_from;   /* ranges that the sender goes through in turn */
         uint32_t n_to;     /* ranges that the receiver goes through in turn */
