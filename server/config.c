@@ -39,7 +39,7 @@ static const struct key keys[] = {
           "unix socket for workers and autoep-ctl" },
         { "transport", KIND_TEXT, FIELD(transport), "tcp", "between daemons: tcp or shm" },
         { "memory", KIND_BYTES, FIELD(memory), "0",
-          "most bytes for all jobs, with K, M, G; 0: 80 % of the host's" },
+          "most bytes for all jobs, with K, M, G, T; 0: 80 % of the host's" },
         { "threads", KIND_U32, FIELD(threads), "0", "compute threads; 0: half of the processors" },
         { "log_level", KIND_LEVEL, FIELD(log_level), "info", "error, warn, info or debug" },
         { "dev", KIND_BOOL, FIELD(dev), "no", "one machine: loopback and unix sockets, no key" },
@@ -347,6 +347,9 @@ static int derive(struct ae_config *config)
                 config->threads = n_cpus > 2 ? (uint32_t)n_cpus / 2 : 1;
         if (config->threads > 256)
                 return ae_fail(AE_EINVAL, "threads: %u are more than 256", config->threads);
+        if (strcmp(config->transport, "tcp") != 0 && strcmp(config->transport, "shm") != 0)
+                return ae_fail(AE_EINVAL, "transport: '%s' is neither tcp nor shm",
+                               config->transport);
         if (!config->dev)
                 return ae_fail(
                         AE_EUNSUPPORTED,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The daemon's settings: one table gives the key of the file, the flag, the default and the help.
- * File, then environment AUTOEP_<KEY>, then flags. Main thread, before anything runs.
+ * File, then environment AUTOEPD_<KEY>, then flags. Main thread, before anything runs.
  */
 #pragma once
 

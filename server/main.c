@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* autoepd: settings, signals, exit code. */
+#include "kernels/ops.h"
 #include "proto/base/log.h"
 #include "proto/base/status.h"
 #include "server/config.h"
@@ -33,6 +34,7 @@ int main(int argc, char **argv)
         int r = ae_config_read(&config, argc, argv);
 
         if (r == 0) {
+                ae_ops(); /* ends the process if AUTOEP_CPU names none that there is */
                 ae_log_init("autoepd", config.log_level);
                 r = ae_daemon_new(&config, &running);
         }

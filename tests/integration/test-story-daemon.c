@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -75,6 +76,7 @@ static void test_bad_flags(void **state)
                   { "node 2", "2 peers" } },
                 { { "--dev", "--transport", "pigeon", "--peers", "127.0.0.1:1,127.0.0.1:2" },
                   { "pigeon" } },
+                { { "--dev", "--transport", "pigeon" }, { "pigeon" } },
                 { { "--dev", "--log-level", "loud" }, { "log_level", "loud" } },
                 { { "--dev", "--threads", "1000" }, { "1000", "256" } },
                 { { "--dev", "word" }, { "'word'" } },
@@ -108,6 +110,18 @@ static void test_bad_files(void **state)
                 refuse(&start, 2);
         }
         refuse(&(struct bad_start){ { "--config", "/does/not/exist" }, { "/does/not/exist" } }, 1);
+}
+
+/* Kernels that are not there are refused before anybody has gathered, not at the first task. */
+static void test_bad_kernels(void **state)
+{
+        struct proc_bed *bed = *state;
+
+        setenv("AUTOEP_CPU", "abacus", 1);
+        refuse(&(struct bad_start){ { "--dev", "--socket", bed->daemons[0].socket },
+                                    { "AUTOEP_CPU=abacus" } },
+               1);
+        unsetenv("AUTOEP_CPU");
 }
 
 /* ---- the socket -------------------------------------------------------------------------- */
@@ -219,6 +233,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 STORY(test_bad_flags),
                 STORY(test_bad_files),
+                STORY(test_bad_kernels),
                 STORY(test_plain_file_is_left_alone),
                 STORY(test_two_daemons_at_one_socket),
                 STORY(test_stale_socket_is_replaced),

@@ -112,16 +112,21 @@ static void test_precedence(void **state)
         struct ae_config config;
 
         (void)state;
-        write_file("dev=yes\nthreads=3\nsocket=/file\ntransport=file\n");
+        write_file("dev=yes\nthreads=3\nsocket=/file\ntransport=file\nmemory=1M\n");
         setenv("AUTOEPD_SOCKET", "/env", 1);
         setenv("AUTOEPD_TRANSPORT", "env", 1);
+        setenv("AUTOEPD_MEMORY", "2M", 1);
         setenv("AUTOEPD_LOG_LEVEL", "error", 1);
-        assert_int_equal(READ(&config, "--transport", "flag", "--config", file_path), 0);
+        assert_int_equal(READ(&config, "--transport", "shm", "--config", file_path), 0);
         assert_int_equal(config.threads, 3);
+        assert_int_equal(config.memory, 2 * AE_MIB);
         assert_string_equal(config.socket, "/env");
-        assert_string_equal(config.transport, "flag");
+        assert_string_equal(config.transport, "shm");
         assert_int_equal(config.log_level, AE_LOG_ERROR);
         ae_config_free(&config);
+        unsetenv("AUTOEPD_TRANSPORT");
+        assert_refused(AE_EINVAL, "'file' is neither tcp nor shm", "--config", file_path);
+        setenv("AUTOEPD_TRANSPORT", "tcp", 1);
         assert_int_equal(READ(&config, "--config", file_path, "--log-level=warn"), 0);
         assert_int_equal(config.log_level, AE_LOG_WARN);
         ae_config_free(&config);
@@ -241,6 +246,8 @@ static void test_printed(void **state)
         assert_int_equal(READ(&config, "--dev", "--check-config"), 1);
         ae_config_free(&config);
         assert_refused(AE_EINVAL, "node 9", "--dev", "--check-config", "--node", "9");
+        assert_refused(AE_EINVAL, "'sim' is neither", "--dev", "--check-config", "--transport",
+                       "sim");
         assert_int_equal(READ(&config, "--help"), 1);
         ae_config_free(&config);
         assert_int_equal(READ(&config, "--version"), 1);
