@@ -11,8 +11,9 @@
  * autoep_last_error() gives the calling thread's last failure as text: what was tried, why it
  * failed, what to try.
  *
- * Time. Every call that may wait takes timeout_ms: 0 does not wait, AUTOEP_DEFAULT_TIMEOUT is the
- * handle's default, which is finite. A wait never outlives it: AUTOEP_ETIMEDOUT or AUTOEP_ELOST
+ * Time. Every call that may wait for others takes timeout_ms: 0 does not wait,
+ * AUTOEP_DEFAULT_TIMEOUT is the handle's default, which is finite; open, micro_batch_end and pause
+ * always have that one. A wait never outlives it: AUTOEP_ETIMEDOUT or AUTOEP_ELOST
  * then name the rank or node, unit and round that were missing.
  *
  * Threads. Any thread may call gather, release, prefetch, scatter and the lookups on one handle at
@@ -109,7 +110,8 @@ struct autoep_options {
         const char *job;     /* job name; NULL: $AUTOEP_JOB */
         const char *token;   /* job token; NULL: $AUTOEP_TOKEN, else none */
         int rank, world;     /* -1: $AUTOEP_RANK and $AUTOEP_WORLD, else the launcher's variables */
-        int reader;          /* 1: attach without a rank: may gather and get, is never waited for */
+        int reader;          /* 1: attach without a rank: may gather, get and put, is never waited
+                                for */
         int timeout_ms;      /* default of every wait; 0: 600 s */
         uint64_t hold_len;   /* most bytes this process will hold in views at a time; 0: its two
                                 largest units */
@@ -153,8 +155,9 @@ struct autoep_tensor {
         uint64_t dims[AUTOEP_MAX_DIMS];
         const char *alias_of; /* NULL, or the tensor whose storage this one shares (tied weights) */
         const void *init;     /* initial values: fp32 for trainable tensors, else in dtype; borrowed
-                                 during autoep_register(); NULL for experts, aliases, and on ranks
-                                 other than 0 unless init is AUTOEP_INIT_ALL_EQUAL */
+                                 during autoep_register(). Rank 0 gives them for all tensors but
+                                 experts and aliases; other ranks' count only with
+                                 AUTOEP_INIT_ALL_EQUAL */
 };
 
 struct autoep_model {
@@ -357,8 +360,8 @@ AUTOEP_API int autoep_put(autoep *handle, uint64_t version, const struct autoep_
  * All-to-all with variable block sizes inside this rank's group, carried by the daemons. Every rank
  * of the group calls it in the same order. @send: blocks for position 0, 1, … back to back;
  * send_len, recv_len: bytes per position. Zero-byte blocks are fine. AUTOEP_EMISMATCH when a peer's
- * block has another size than recv_len says or belongs to another call; the job fails with it, so
- * that every rank hears who differed.
+ * block has another size than recv_len says or belongs to another call; when announcements differ
+ * the job fails with it, so that every rank hears who differed.
  */
 AUTOEP_API int autoep_exchange(autoep *handle, enum autoep_group group, const void *send,
                                const uint64_t *send_len, void *recv, const uint64_t *recv_len,

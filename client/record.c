@@ -198,7 +198,7 @@ static int measure(const struct autoep_model *model, uint64_t *ret_len)
         }
         if (with && without)
                 return ae_fail(AE_EINVAL, "tensor '%s' has initial values, tensor '%s' has none: "
-                               "give all or none", with->name, without->name);
+                               "rank 0 gives all", with->name, without->name);
         if (without && model->init == AUTOEP_INIT_ALL_EQUAL)
                 return ae_fail(AE_EINVAL, "tensor '%s' has no initial values: with "
                                "AUTOEP_INIT_ALL_EQUAL every rank gives them", without->name);

@@ -229,7 +229,7 @@ static void calls_before_registration_say_so(void **state)
         job_assert_error_names("embed.weight");
         m.tensors[JOB_W].name = "layer.w";
         m.tensors[JOB_W].init = "";
-        assert_int_equal(autoep_register(h, &m.model, 100), AUTOEP_EINVAL); /* all or none */
+        assert_int_equal(autoep_register(h, &m.model, 100), AUTOEP_EINVAL); /* not all */
         m.tensors[JOB_W].init = NULL;
         assert_int_equal(autoep_register(h, &m.model, 1000), 0); /* nothing of that was sent */
         assert_int_equal(autoep_register(h, &m.model, 1000), AUTOEP_ESTATE);
