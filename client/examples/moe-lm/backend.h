@@ -43,7 +43,7 @@ struct lm_step {
 
 struct lm_verdict {
         bool applied;
-        bool redo;              /* a member was lost: the step must be run again */
+        bool redo;              /* a rank could not finish: the step must be run again */
         double scale, norm, clip;
         uint64_t tokens;        /* of all ranks; counted with use_tokens only */
         char why[256];          /* when not applied */
