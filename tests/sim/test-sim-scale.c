@@ -18,7 +18,7 @@
 #define MS UINT64_C(1000000)
 #define N_STEPS 3
 #define N_STEPS_MANY 2 /* for more than 100 nodes */
-#define MOST_MSGS 32.0 /* per peer and step, design.md section 4, "Costs at scale" */
+#define MOST_MSGS 32.0 /* per peer and step, ARCHITECTURE.md, "Costs at scale" */
 #define MOST_GROWTH 1.5  /* from the fewest nodes on */
 #define MOST_BEND 0.1    /* of a line */
 #define SIZES_MAX 8
