@@ -288,6 +288,8 @@ int ae_record_init(const struct autoep *h, const struct autoep_model *model,
         r = measure(model, &init.len);
         if (r == 0 && model->init == AUTOEP_INIT_ALL_EQUAL)
                 r = add_digests(h, model, record);
+        if (h->rank != 0)
+                init.len = 0; /* to compare them, digests do */
         if (r == 0 && init.len > 0)
                 r = write_values(model, init.len, &init.fd);
         if (r < 0)

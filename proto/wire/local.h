@@ -6,8 +6,8 @@
  *   params  one per job and node; daemon writes, workers map read-only: job state, verdict,
  *           published units, gather cache
  *   page    one per worker, both write: rings, holds, step request
- *   grad    one per worker; worker writes, daemon maps read-only: gradient ring
- *   xout    one per worker; worker writes, daemon read-only: exchange ring
+ *   grad    one per worker; worker writes, daemon reads: gradient ring
+ *   xout    one per worker; worker writes, daemon reads: exchange ring
  *   xin     one per worker; daemon writes, worker read-only: exchange inbox
  *
  * Nothing that the other side wrote is trusted: entries are copied, then checked; ring indices are

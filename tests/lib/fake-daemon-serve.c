@@ -263,6 +263,7 @@ static void take_register(struct fake_daemon *d, struct fake_worker *w, Autoep__
                 send_error(w, 0, d->config.register_status, "ranks 1, 3 are missing");
                 return;
         }
+        fake_must(w->rank == 0 || (reg->init_len == 0 && fd < 0), "values of another rank than 0");
         if (message && w->rank == 0 && !d->model) {
                 reg->model = NULL;
                 fake_must(ae_model_new(message, &d->model) == 0, "ae_model_new");

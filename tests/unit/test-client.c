@@ -267,6 +267,28 @@ static void initial_values_travel_in_order(void **state)
         fake_daemon_stop(d);
 }
 
+/* To be equal they need digests; nobody reads as many copies as there are ranks. */
+static void only_rank_0_sends_initial_values(void **state)
+{
+        struct fake_daemon *d = fake_daemon_start(&(struct fake_config){ .world = 2 });
+        static const float a[3] = { 1, 2, 3 };
+        const struct autoep_tensor t = { .size = sizeof(t), .name = "a", .unit = "u",
+                                         .dtype = AUTOEP_BF16, .tensor_class = AUTOEP_DENSE,
+                                         .n_dims = 1, .dims = { 3 }, .init = a };
+        const struct autoep_model model = { .size = sizeof(model), .tensors = &t, .n_tensors = 1,
+                                            .init = AUTOEP_INIT_ALL_EQUAL };
+        struct autoep_options options = job_options(d, 1);
+        autoep *h = NULL;
+
+        (void)state;
+        options.world = 2;
+        assert_int_equal(autoep_open(&options, &h), 0);
+        /* the fake daemon looks at what comes; rank 0 never does */
+        assert_int_equal(autoep_register(h, &model, 100), AUTOEP_ETIMEDOUT);
+        autoep_close(h);
+        fake_daemon_stop(d);
+}
+
 static void a_refused_registration_passes_through(void **state)
 {
         struct fake_daemon *d = fake_daemon_start(
@@ -597,6 +619,7 @@ int main(void)
                 cmocka_unit_test(names_have_ids),
                 cmocka_unit_test(calls_before_registration_say_so),
                 cmocka_unit_test(initial_values_travel_in_order),
+                cmocka_unit_test(only_rank_0_sends_initial_values),
                 cmocka_unit_test(a_refused_registration_passes_through),
                 cmocka_unit_test(a_late_registration_ends_at_the_deadline),
                 cmocka_unit_test(a_reader_only_reads),
