@@ -82,7 +82,7 @@ struct autoep {
         struct ae_group_topology topology; /* a reader: of the world it looks at */
         uint32_t *rank_node;            /* owned; world of them */
         uint64_t n_counts;              /* elements of all buffers */
-        uint32_t n_groups;              /* optimizer groups that tensors name */
+        uint32_t n_groups;              /* optimizer groups that dense tensors and experts name */
         bool register_cut;              /* a registration ended without its answer */
 
         /* owned parts */

@@ -68,7 +68,7 @@ static int take_model(struct autoep *h, Autoep__Registered *answer, const struct
 
                 if (t->class == AE_CLASS_BUFFER && t->home == t->id)
                         h->n_counts += t->n;
-                else if (t->class == AE_CLASS_DENSE && !t->frozen)
+                else if (t->class != AE_CLASS_BUFFER && !t->frozen)
                         h->n_groups = AE_MAX(h->n_groups, t->group + 1);
         }
         return 0;

@@ -188,6 +188,23 @@ static void stop_makes_an_error_of_it(void **state)
         autoep_close(h);
 }
 
+/* As the decider counts groups; a step that it would refuse is an error of the caller's here. */
+static void groups_of_experts_count(void **state)
+{
+        struct fake_daemon *d = *state;
+        struct autoep_verdict v = AUTOEP_VERDICT_INIT;
+        struct job_model m;
+        autoep *h = job_open(d, 0);
+
+        job_model_fill(&m);
+        m.tensors[JOB_EXPERT].group = 1;
+        assert_int_equal(autoep_register(h, &m.model, 5000), 0);
+        assert_int_equal(step_once(h, &v), AUTOEP_EINVAL);
+        job_assert_error_names("hyper-parameters of 1 optimizer groups, but the model's tensors "
+                               "name 2");
+        autoep_close(h);
+}
+
 static void a_refused_request_may_be_repeated(void **state)
 {
         struct fake_daemon *d = *state;
@@ -367,6 +384,7 @@ int main(void)
                 cmocka_unit_test(only_squares_are_added),
                 TEST(a_skipped_round_names_the_gradient),
                 TEST(stop_makes_an_error_of_it),
+                TEST(groups_of_experts_count),
                 TEST(a_refused_request_may_be_repeated),
                 TEST(a_put_in_between_is_not_a_verdict),
                 cmocka_unit_test(lies_in_verdicts_are_found),
