@@ -645,6 +645,8 @@ static void want_all(struct ae_job *job)
 
 void ae_cache_commit(struct ae_job *job)
 {
+        for (uint32_t i = 0; job->verdict.kind == AE_VERDICT_PUT && i < job->n_slots; i++)
+                job->slots[i].whole = false; /* it may have changed what is frozen */
         if (job->n_next) {
                 memcpy(job->order, job->next_order, job->n_next * sizeof(*job->order));
                 job->n_order = job->n_next;

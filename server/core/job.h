@@ -149,7 +149,7 @@ struct ae_cache_slot {
         uint32_t n_pins;     /* answered requests that have not unpinned */
         uint64_t off, len;
         uint64_t content;    /* version of its bytes */
-        bool whole;          /* frozen segments are in it */
+        bool whole;          /* frozen segments are in it, as they are now */
 };
 
 struct ae_waiter {

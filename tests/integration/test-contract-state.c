@@ -135,6 +135,57 @@ static void test_put_parts(void **state)
         RUN(two_by_two, put_parts);
 }
 
+/* Weights that steps don't change are in the cache already when a put changes them: beside others
+ * that a step changes, and alone in their unit. */
+static int put_frozen(struct cluster_worker *w)
+{
+        static const float ones[9] = { 1, 1, 1, 1, 1, 1, 1, 1, 1 }, twos[5] = { 2, 2, 2, 2, 2 };
+        const struct autoep_tensor tensors[] = {
+                { .size = sizeof(tensors[0]), .name = "w", .unit = "mixed", .dtype = AUTOEP_F32,
+                  .tensor_class = AUTOEP_DENSE, .n_dims = 1, .dims = { 9 }, .init = ones },
+                { .size = sizeof(tensors[0]), .name = "x", .unit = "mixed", .dtype = AUTOEP_F32,
+                  .tensor_class = AUTOEP_DENSE, .n_dims = 1, .dims = { 9 }, .flags = AUTOEP_FROZEN,
+                  .init = ones },
+                { .size = sizeof(tensors[0]), .name = "y", .unit = "frozen", .dtype = AUTOEP_F32,
+                  .tensor_class = AUTOEP_DENSE, .n_dims = 1, .dims = { 9 }, .flags = AUTOEP_FROZEN,
+                  .init = ones },
+        };
+        const struct autoep_model model = { .size = sizeof(model), .optimizer = AUTOEP_SGD,
+                                            .tensors = tensors, .n_tensors = 3 };
+        struct autoep_put_item items[2] = { { 0 } };
+
+        CLUSTER_TRY(w, autoep_register(w->handle, &model, AUTOEP_DEFAULT_TIMEOUT));
+        for (uint32_t i = 0; i < 2; i++)
+                items[i] = (struct autoep_put_item){ .size = sizeof(items[i]), .tensor = 1 + i,
+                                                     .what = AUTOEP_WEIGHT, .first = 2, .n = 5,
+                                                     .data = twos };
+        for (uint64_t version = 0; version < 2; version++) {
+                for (uint32_t t = 1; t < 3; t++) {
+                        struct autoep_view view = AUTOEP_VIEW_INIT;
+                        const float *x;
+
+                        CLUSTER_TRY(w, autoep_gather(w->handle, t - 1, AUTOEP_DEFAULT_TIMEOUT,
+                                                     &view));
+                        x = autoep_view_tensor(w->handle, &view, t);
+                        CLUSTER_CHECK(w, x[1] == 1 && x[2] == (float)(1 + version),
+                                      "tensor %u at version %llu: %g %g", t,
+                                      (unsigned long long)version, (double)x[1], (double)x[2]);
+                        CLUSTER_TRY(w, autoep_release(w->handle, &view));
+                }
+                MEET(w);
+                if (version == 0 && w->rank == 1)
+                        CLUSTER_TRY(w, autoep_put(w->handle, 0, items, 2, AUTOEP_DEFAULT_TIMEOUT));
+                MEET(w);
+        }
+        return 0;
+}
+
+static void test_put_frozen(void **state)
+{
+        (void)state;
+        RUN(two_by_two, put_frozen);
+}
+
 /* A micro-batch that scattered nothing does not stop a put, and the round goes on after it. */
 static int put_after_micro_batch(struct cluster_worker *w)
 {
@@ -501,6 +552,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_put),
                 cmocka_unit_test(test_put_parts),
+                cmocka_unit_test(test_put_frozen),
                 cmocka_unit_test(test_put_after_micro_batch),
                 cmocka_unit_test(test_put_before_verdict_is_read),
                 cmocka_unit_test(test_external_optimizer),
