@@ -230,7 +230,7 @@ struct autoep_view {
 AUTOEP_API int autoep_gather(autoep *handle, uint32_t unit, int timeout_ms,
                              struct autoep_view *ret_view);
 /* Elements [first, first + n) of one tensor, e.g. an embedding's rows; fetches no more than that.
- */
+ * AUTOEP_EBUDGET also when this process holds 256 views of ranges that no unit's slot has. */
 AUTOEP_API int autoep_gather_range(autoep *handle, uint32_t tensor, uint64_t first, uint64_t n,
                                    int timeout_ms, struct autoep_view *ret_view);
 /* Ends the view; its data must not be touched afterwards. AUTOEP_EINVAL when it isn't held. */

@@ -102,7 +102,7 @@ static int gather_cached(struct autoep *h, const struct want *want, struct autoe
                 unhold(h, found.slot);
                 return ae_pump_break(h, r);
         }
-        r = ae_holds_take(h, found.slot, want->unit, slot.len);
+        r = ae_holds_take(h, found.slot, want->unit, slot.len, false);
         if (r == AE_HOLDS_OVER) {
                 unhold(h, found.slot);
                 /* A range alone may fit where the whole unit doesn't. */
@@ -111,6 +111,19 @@ static int gather_cached(struct autoep *h, const struct want *want, struct autoe
         fill_view(h, want, &found, slot.off + want->first, ret_view);
         ae_count(&h->counters.gather_hits, 1);
         return 0;
+}
+
+/* What a slot of @len bytes takes from the allowance: of the cache ranges take whole cells. */
+static uint64_t slot_len(const struct want *want, uint64_t len)
+{
+        return want->whole ? len : ae_align_up(len, AE_LAYOUT_TENSOR_ALIGN);
+}
+
+static int fail_over(const struct autoep *h, const struct want *want, uint64_t len)
+{
+        int r = want->whole ? 0 : ae_holds_check_ranges(h);
+
+        return r < 0 ? r : ae_holds_fail_over(h, want->unit, slot_len(want, len));
 }
 
 static int take_answer(struct autoep *h, const struct want *want, uint64_t wanted_version,
@@ -129,10 +142,10 @@ static int take_answer(struct autoep *h, const struct want *want, uint64_t wante
         if (found.version == AE_LOCAL_VERSION_ANY)
                 found.version = wanted_version;
         atomic_fetch_add(&h->page->holds[found.slot], 1); /* the request's pin stands until then */
-        r = ae_holds_take(h, found.slot, want->unit, cqe->len);
+        r = ae_holds_take(h, found.slot, want->unit, slot_len(want, cqe->len), !want->whole);
         if (r == AE_HOLDS_OVER) {
                 unhold(h, found.slot);
-                return ae_holds_fail_over(h, want->unit, cqe->len);
+                return fail_over(h, want, cqe->len);
         }
         fill_view(h, want, &found, cqe->off, ret_view);
         return 0;
@@ -168,8 +181,9 @@ static int gather_missed(struct autoep *h, const struct want *want, int timeout_
         struct ae_deadline deadline;
         int r;
 
-        if (ae_holds_over(h, want->len))
-                return ae_holds_fail_over(h, want->unit, want->len);
+        if ((!want->whole && ae_holds_check_ranges(h) < 0) ||
+            ae_holds_over(h, slot_len(want, want->len)))
+                return fail_over(h, want, want->len);
         if (timeout_ms == 0) {
                 r = want->whole ? ae_queue_post(h, &hint, true) : 0;
                 if (r < 0)

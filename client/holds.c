@@ -17,11 +17,13 @@ struct hold {
         _Atomic uint32_t count; /* pairs with itself: acquire to enter BUSY, release to leave it */
         _Atomic uint32_t unit;
         uint64_t len;           /* guarded by BUSY */
+        bool range;             /* likewise */
 };
 
 struct ae_holds {
         _Atomic uint64_t len;     /* bytes of all slots held, never above hold_len */
         _Atomic uint32_t n_slots; /* how many */
+        _Atomic uint32_t n_ranges; /* of them, never above AE_LOCAL_RANGES_MAX */
         struct hold slots[];
 };
 
@@ -61,13 +63,46 @@ int ae_holds_fail_over(const struct autoep *h, uint32_t unit, uint64_t len)
                        (unsigned long long)ae_holds_len(h), (unsigned long long)h->hold_len);
 }
 
-static bool reserve(struct autoep *h, uint64_t len)
+int ae_holds_check_ranges(const struct autoep *h)
+{
+        uint32_t n = atomic_load_explicit(&h->holds->n_ranges, memory_order_relaxed);
+
+        if (n < AE_LOCAL_RANGES_MAX)
+                return 0;
+        return ae_fail(AE_EBUDGET, "this process holds %u views of ranges, as many as it may: "
+                       "release some, or gather more of them as one", n);
+}
+
+static bool reserve_range(struct autoep *h)
+{
+        uint32_t n = atomic_load_explicit(&h->holds->n_ranges, memory_order_relaxed);
+
+        do {
+                if (n >= AE_LOCAL_RANGES_MAX)
+                        return false;
+        } while (!atomic_compare_exchange_weak_explicit(&h->holds->n_ranges, &n, n + 1,
+                                                        memory_order_relaxed,
+                                                        memory_order_relaxed));
+        return true;
+}
+
+static void give_range(struct autoep *h)
+{
+        atomic_fetch_sub_explicit(&h->holds->n_ranges, 1, memory_order_relaxed);
+}
+
+static bool reserve(struct autoep *h, uint64_t len, bool range)
 {
         uint64_t held = ae_holds_len(h);
 
+        if (range && !reserve_range(h))
+                return false;
         do {
-                if (len > h->hold_len - held)
+                if (len > h->hold_len - held) {
+                        if (range)
+                                give_range(h);
                         return false;
+                }
         } while (!atomic_compare_exchange_weak_explicit(&h->holds->len, &held, held + len,
                                                         memory_order_relaxed,
                                                         memory_order_relaxed));
@@ -81,20 +116,21 @@ static void relax(int *spins)
 }
 
 /* The slot is BUSY and ours. */
-static int take_first(struct autoep *h, struct hold *hold, uint32_t unit, uint64_t len)
+static int take_first(struct autoep *h, struct hold *hold, uint32_t unit, uint64_t len, bool range)
 {
-        if (!reserve(h, len)) {
+        if (!reserve(h, len, range)) {
                 atomic_store_explicit(&hold->count, 0, memory_order_release);
                 return AE_HOLDS_OVER;
         }
         hold->len = len;
+        hold->range = range;
         atomic_store_explicit(&hold->unit, unit, memory_order_relaxed);
         atomic_fetch_add_explicit(&h->holds->n_slots, 1, memory_order_relaxed);
         atomic_store_explicit(&hold->count, 1, memory_order_release);
         return 0;
 }
 
-int ae_holds_take(struct autoep *h, uint32_t slot, uint32_t unit, uint64_t len)
+int ae_holds_take(struct autoep *h, uint32_t slot, uint32_t unit, uint64_t len, bool range)
 {
         struct hold *hold = &h->holds->slots[slot];
         uint32_t count = atomic_load_explicit(&hold->count, memory_order_relaxed);
@@ -113,12 +149,14 @@ int ae_holds_take(struct autoep *h, uint32_t slot, uint32_t unit, uint64_t len)
                                                            memory_order_acquire,
                                                            memory_order_relaxed))
                         continue;
-                return count ? 0 : take_first(h, hold, unit, len);
+                return count ? 0 : take_first(h, hold, unit, len, range);
         }
 }
 
 static void drop_last(struct autoep *h, struct hold *hold)
 {
+        if (hold->range)
+                give_range(h);
         atomic_fetch_sub_explicit(&h->holds->len, hold->len, memory_order_relaxed);
         atomic_fetch_sub_explicit(&h->holds->n_slots, 1, memory_order_relaxed);
         atomic_store_explicit(&hold->count, 0, memory_order_release);

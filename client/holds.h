@@ -17,10 +17,10 @@ void ae_holds_free(struct autoep *handle);
 
 /*
  * Counts a hold of @slot, for which page.holds is already up by one; the first one of a slot takes
- * its @len bytes of @unit from the allowance. AE_HOLDS_OVER: nothing was counted, page.holds is as
- * before this call.
+ * its @len bytes of @unit from the allowance. @range: the slot has a range alone. AE_HOLDS_OVER:
+ * nothing was counted, page.holds is as before this call.
  */
-int ae_holds_take(struct autoep *handle, uint32_t slot, uint32_t unit, uint64_t len);
+int ae_holds_take(struct autoep *handle, uint32_t slot, uint32_t unit, uint64_t len, bool range);
 /* Ends a hold, in page.holds too. AE_EINVAL when the slot isn't held. */
 int ae_holds_drop(struct autoep *handle, uint32_t slot);
 
@@ -28,5 +28,7 @@ int ae_holds_drop(struct autoep *handle, uint32_t slot);
 uint64_t ae_holds_len(const struct autoep *handle);
 bool ae_holds_over(const struct autoep *handle, uint64_t len);
 int ae_holds_fail_over(const struct autoep *handle, uint32_t unit, uint64_t len);
+/* AE_EBUDGET when as many slots with a range alone are held as may be. */
+int ae_holds_check_ranges(const struct autoep *handle);
 /* 0, or AE_EHELD naming the units held. */
 int ae_holds_check_none(const struct autoep *handle);

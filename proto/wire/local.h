@@ -26,6 +26,7 @@
 #define AE_LOCAL_CQ_LEN 1024u
 #define AE_LOCAL_REQUESTS_MAX 256u /* of a worker, not answered or not unpinned */
 #define AE_LOCAL_SLOTS_MAX 65536u /* cache slots of a job */
+#define AE_LOCAL_RANGES_MAX 256u  /* views of ranges that a worker may hold: each takes a slot */
 #define AE_LOCAL_SLOT_NONE 0xffffffu
 #define AE_LOCAL_VERSION_ANY ((UINT64_C(1) << 40) - 1)
 #define AE_LOCAL_PIECE_N (1u << 20) /* elements: pieces of a unit's gradient image are cut here */

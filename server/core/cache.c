@@ -196,13 +196,24 @@ static uint32_t pick_victim(struct ae_job *job, uint32_t unit, bool needed)
         return best;
 }
 
+/* The first free slot; as many as there are when none is. */
+static uint32_t find_slot(struct ae_job *job)
+{
+        uint32_t slot = job->slot_hint;
+
+        while (slot < job->n_slots && job->slots[slot].state != AE_SLOT_FREE)
+                slot++;
+        job->slot_hint = slot;
+        return slot;
+}
+
 static uint32_t take_slot(struct ae_job *job, uint32_t unit, uint64_t len, bool needed)
 {
         uint64_t off;
         uint32_t slot;
 
         sweep(job);
-        while (!ae_extents_take(&job->cache_free, len, &off)) {
+        while (find_slot(job) == job->n_slots || !ae_extents_take(&job->cache_free, len, &off)) {
                 uint32_t victim = pick_victim(job, unit, needed);
 
                 if (victim == AE_WIRE_NONE)
@@ -215,13 +226,6 @@ static uint32_t take_slot(struct ae_job *job, uint32_t unit, uint64_t len, bool 
                 free_slot(job, job->units[victim].slot);
         }
         slot = job->slot_hint;
-        while (slot < job->n_slots && job->slots[slot].state != AE_SLOT_FREE)
-                slot++;
-        job->slot_hint = slot;
-        if (slot == job->n_slots) {
-                ae_extents_give(&job->cache_free, off, len);
-                return AE_LOCAL_SLOT_NONE;
-        }
         slot_move(job, slot, AE_SLOT_FILLING);
         job->slots[slot] = (struct ae_cache_slot){ .state = AE_SLOT_FILLING, .unit = AE_WIRE_NONE,
                                                    .off = off, .len = len };

@@ -150,7 +150,9 @@ static int make_plan(struct ae_job *job, struct plan *plan)
         if (r < 0)
                 return r;
         plan_slots(job);
-        job->n_slots = AE_MIN(2 * layout->n_units + 64, AE_LOCAL_SLOTS_MAX);
+        /* a unit's newest and the version before, and what each rank may hold besides */
+        job->n_slots = AE_MIN(2 * layout->n_units + 64 + job->n_local * AE_LOCAL_RANGES_MAX,
+                              AE_LOCAL_SLOTS_MAX);
         plan->params = ae_align_up(sizeof(struct ae_local_params), 64);
         plan->params += (uint64_t)layout->n_units * 8;
         plan->params = ae_align_up(plan->params, 64) + job->n_slots * sizeof(struct ae_local_slot);

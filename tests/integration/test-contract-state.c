@@ -547,6 +547,50 @@ static void test_gather_range(void **state)
         RUN(two_by_two, ranges);
 }
 
+/* All views of ranges that two processes may hold, while the cache has the unit, which is past
+ * their allowance. */
+static int many_ranges(struct cluster_worker *w)
+{
+        static struct autoep_view views[2][AE_LOCAL_RANGES_MAX + 1];
+        static float init[1 << 16];
+        const struct autoep_tensor tensor = {
+                .size = sizeof(tensor), .name = "table", .unit = "table", .dtype = AUTOEP_F32,
+                .tensor_class = AUTOEP_DENSE, .n_dims = 1, .dims = { AE_ARRAY_LEN(init) },
+                .init = init
+        };
+        const struct autoep_model model = { .size = sizeof(model), .tensors = &tensor,
+                                            .n_tensors = 1, .optimizer = AUTOEP_SGD };
+        struct autoep_view *view = views[w->rank];
+
+        for (uint32_t i = 0; w->rank == 0 && i < AE_ARRAY_LEN(init); i++)
+                init[i] = (float)i;
+        MEET(w);
+        CLUSTER_TRY(w, autoep_register(w->handle, &model, AUTOEP_DEFAULT_TIMEOUT));
+        for (uint32_t i = 0; i <= AE_LOCAL_RANGES_MAX; i++)
+                view[i] = (struct autoep_view)AUTOEP_VIEW_INIT;
+        for (uint32_t i = 0; i < AE_LOCAL_RANGES_MAX; i++) {
+                CLUSTER_TRY(w, autoep_gather_range(w->handle, 0, 3 * i, 2, 5000, &view[i]));
+                CLUSTER_CHECK(w, *(const float *)view[i].data == (float)(3 * i), "range %u", i);
+        }
+        CLUSTER_REFUSED(w, autoep_gather_range(w->handle, 0, 1, 1, 5000,
+                                               &view[AE_LOCAL_RANGES_MAX]),
+                        AUTOEP_EBUDGET, "256 views of ranges");
+        MEET(w);
+        CLUSTER_TRY(w, autoep_release(w->handle, &view[7]));
+        CLUSTER_TRY(w, autoep_gather_range(w->handle, 0, 7, 1, 5000, &view[7]));
+        for (uint32_t i = 0; i < AE_LOCAL_RANGES_MAX; i++)
+                CLUSTER_TRY(w, autoep_release(w->handle, &view[i]));
+        return 0;
+}
+
+static void test_many_ranges(void **state)
+{
+        const struct cluster_spec spec = { .n_nodes = 1, .workers = { 2 }, .hold_len = 1 << 17 };
+
+        (void)state;
+        RUN(spec, many_ranges);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
@@ -564,6 +608,7 @@ int main(void)
                 cmocka_unit_test(test_scatter_after_refusal),
                 cmocka_unit_test(test_held_view),
                 cmocka_unit_test(test_gather_range),
+                cmocka_unit_test(test_many_ranges),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -276,7 +276,7 @@ static void the_allowance_counts_slots_once(void **state)
         uint64_t layer_len;
         autoep *h;
 
-        d->config.hold_len = 3200; /* layer has 3072 bytes, embed 2560 */
+        d->config.hold_len = 3400; /* layer has 3072 bytes, embed 2560 */
         h = job_join(d);
         layer_len = d->layout->units[JOB_UNIT_LAYER].len;
         assert_int_equal(layer_len, 3072);
@@ -284,7 +284,7 @@ static void the_allowance_counts_slots_once(void **state)
         assert_int_equal(autoep_gather(h, JOB_UNIT_LAYER, 0, &views[0]), 0);
         assert_int_equal(autoep_gather(h, JOB_UNIT_LAYER, 0, &views[1]), 0);
         assert_int_equal(autoep_gather(h, JOB_UNIT_EMBED, 5000, &views[2]), AUTOEP_EBUDGET);
-        job_assert_error_names("3200");
+        job_assert_error_names("3400");
         job_assert_error_names("'embed'");
         fake_publish(d, JOB_UNIT_EMBED, 0);
         assert_int_equal(autoep_gather(h, JOB_UNIT_EMBED, 0, &views[2]), AUTOEP_EBUDGET);

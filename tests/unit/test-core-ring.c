@@ -100,8 +100,8 @@ static void test_ranges_and_slots(void **state)
                 uint64_t first, n;
         } ranges[] = { { 0, 0 }, { 0, UINT64_MAX }, { UINT64_MAX, 1 }, { 1, UINT64_MAX },
                        { 1u << 20, 1 }, { 0, 1u << 20 }, { UINT64_MAX, UINT64_MAX } };
-        static const uint32_t slots[] = { 0, 1, 67, 68, AE_LOCAL_SLOTS_MAX - 1, AE_LOCAL_SLOT_NONE,
-                                          UINT32_MAX };
+        static const uint32_t slots[] = { 0, 1, 323, 324, AE_LOCAL_SLOTS_MAX - 1,
+                                          AE_LOCAL_SLOT_NONE, UINT32_MAX };
         struct bed *bed = bed_new_live(2);
 
         (void)state;
