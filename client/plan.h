@@ -33,7 +33,8 @@ struct ae_plan {
         uint32_t next_micro;           /* 1 + the micro-batch it was last scattered in; 0: none */
         bool last;                     /* AUTOEP_LAST was said */
         bool cut;                      /* a scatter ended at its deadline with a part posted; the
-                                        * next one goes on from here: */
+                                        * next one goes on from here, with the same flags: */
+        uint32_t flags;
         uint32_t lane;
         uint64_t done_n;               /* elements of that lane already posted */
 };

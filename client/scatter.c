@@ -147,6 +147,10 @@ static int check_round(const struct autoep *h, const struct scatter *s)
                 return ae_fail(AE_ESTATE, "unit '%s' (%u) was scattered with AUTOEP_LAST in round "
                                "%llu", ae_handle_unit_name(h, s->unit), s->unit,
                                (unsigned long long)ae_handle_round(h));
+        if (s->plan->cut && s->plan->flags != s->flags)
+                return ae_fail(AE_EINVAL, "unit '%s' (%u) is scattered in part %s AUTOEP_LAST: go "
+                               "on with the same flags", ae_handle_unit_name(h, s->unit), s->unit,
+                               s->plan->flags & AUTOEP_LAST ? "with" : "without");
         if (s->plan->next_micro == micro + 1)
                 return ae_fail(AE_EEXIST, "unit '%s' (%u) is scattered already in micro-batch %u "
                                "of round %llu", ae_handle_unit_name(h, s->unit), s->unit, micro,
@@ -269,9 +273,10 @@ static int post_piece(struct autoep *h, const struct scatter *s, const struct pi
         return r;
 }
 
-static void mark_begun(struct autoep *h, struct ae_plan *plan)
+static void mark_begun(struct autoep *h, const struct scatter *s)
 {
-        plan->cut = true; /* until all of it is posted */
+        s->plan->cut = true; /* until all of it is posted */
+        s->plan->flags = s->flags;
         atomic_store_explicit(&h->micro_open, true, memory_order_relaxed);
 }
 
@@ -291,14 +296,14 @@ static int post_lane(struct autoep *h, const struct scatter *s)
                 r = post_piece(h, s, &piece);
                 if (r < 0)
                         return r;
-                mark_begun(h, plan);
+                mark_begun(h, s);
                 plan->done_n += piece.n;
                 ae_count(&h->counters.scatter_len, piece.n * s->size);
         }
         r = ae_queue_post_wait(h, &sqe, &s->deadline);
         if (r < 0)
                 return r;
-        mark_begun(h, plan);
+        mark_begun(h, s);
         plan->done_n = 0;
         plan->lane++;
         return 0;

@@ -18,16 +18,21 @@
 
 /* ---- micro-batches ---------------------------------------------------------------------- */
 
+static int check_cut(const struct autoep *h)
+{
+        uint32_t cut = ae_plan_find_cut(h);
+
+        if (cut == AUTOEP_NONE)
+                return 0;
+        return ae_fail(AE_ESTATE, "unit '%s' (%u) is scattered in part only: scatter it again, or "
+                       "step with AUTOEP_STEP_REDO", ae_handle_unit_name(h, cut), cut);
+}
+
 static int end_micro_batch(struct autoep *h, const struct ae_deadline *deadline)
 {
         struct ae_local_sqe sqe = { .op = AE_SQ_MICRO_END, .micro = atomic_load(&h->micro) };
-        uint32_t cut = ae_plan_find_cut(h);
         int r;
 
-        if (cut != AUTOEP_NONE)
-                return ae_fail(AE_ESTATE, "unit '%s' (%u) is scattered in part only: scatter it "
-                               "again, or step with AUTOEP_STEP_REDO", ae_handle_unit_name(h, cut),
-                               cut);
         r = ae_queue_post_wait(h, &sqe, deadline);
         if (r < 0)
                 return r;
@@ -47,6 +52,9 @@ static int micro_batch_end(struct autoep *h)
                 return ae_fail(AE_ESTATE, "the step of round %llu is asked for already: call "
                                "autoep_step() again for its verdict",
                                (unsigned long long)h->asked_round);
+        r = check_cut(h);
+        if (r < 0)
+                return r;
         ae_deadline_init(h, AUTOEP_DEFAULT_TIMEOUT, &deadline);
         return end_micro_batch(h, &deadline);
 }
@@ -233,9 +241,9 @@ static int post_request(struct autoep *h, const struct autoep_step *step,
         struct ae_local_sqe sqe = { .op = AE_SQ_STEP };
         int r = 0;
 
-        if (step->flags & AUTOEP_STEP_REDO)
-                ae_plan_clear(h); /* a scatter that was cut short no longer counts */
-        if (atomic_load(&h->micro_open))
+        if (!(step->flags & AUTOEP_STEP_REDO)) /* nor after one with it that was refused */
+                r = check_cut(h);
+        if (r == 0 && atomic_load(&h->micro_open))
                 r = end_micro_batch(h, deadline);
         if (r < 0)
                 return r;

@@ -310,6 +310,55 @@ static void a_cut_scatter_goes_on(void **state)
         autoep_close(h);
 }
 
+/* A rank that gave its round up is asked again with all others; what it cut short still counts. */
+static void a_cut_scatter_is_not_forgotten(void **state)
+{
+        struct fake_daemon *d = *state;
+        struct autoep_gradient g = gradient_of(JOB_BIG, JOB_BIG_N, AUTOEP_F32);
+        struct autoep_step step = job_step();
+        struct autoep_verdict verdict = AUTOEP_VERDICT_INIT;
+        autoep *h = job_join(d);
+
+        fake_set_holds(d, FAKE_HOLD_PIECE);
+        assert_int_equal(autoep_scatter(h, JOB_UNIT_BIG, &g, 1, 0, 50), AUTOEP_ETIMEDOUT);
+        fake_set_verdict(d, AE_VERDICT_REFUSED, &(struct ae_wire_bad){ .text = "they differ" });
+        fake_set_holds(d, 0);
+        step.flags = AUTOEP_STEP_REDO;
+        assert_int_equal(autoep_step(h, &step, 5000, &verdict), AUTOEP_EMISMATCH);
+        step.flags = 0;
+        assert_int_equal(autoep_step(h, &step, 5000, &verdict), AUTOEP_ESTATE);
+        job_assert_error_names("'big' (2) is scattered in part only");
+        fake_set_verdict(d, AE_VERDICT_REDO, NULL);
+        step.flags = AUTOEP_STEP_REDO;
+        assert_int_equal(autoep_step(h, &step, 5000, &verdict), 0);
+        step.flags = 0;
+        assert_int_equal(autoep_step(h, &step, 5000, &verdict), 0); /* the new round has none */
+        free_gradients(&g, 1);
+        autoep_close(h);
+}
+
+/* Of two lanes one was said to be the last of its round: so must the other. */
+static void a_cut_scatter_keeps_its_flags(void **state)
+{
+        struct fake_daemon *d = *state;
+        const uint32_t unit = JOB_UNIT_EMBED;
+        struct autoep_gradient g[4];
+        autoep *h = job_join(d);
+
+        layer_gradients(g, AUTOEP_F32, AUTOEP_F32);
+        fake_set_holds(d, FAKE_HOLD_ALL);
+        for (uint32_t i = 0; i < AE_LOCAL_SQ_LEN - 2; i++)
+                assert_int_equal(autoep_prefetch(h, &unit, 1), 0);
+        assert_int_equal(autoep_scatter(h, JOB_UNIT_LAYER, g, 4, AUTOEP_LAST, 50),
+                         AUTOEP_ETIMEDOUT);
+        fake_set_holds(d, 0);
+        assert_int_equal(autoep_scatter(h, JOB_UNIT_LAYER, g, 4, 0, 5000), AUTOEP_EINVAL);
+        job_assert_error_names("AUTOEP_LAST");
+        assert_int_equal(autoep_scatter(h, JOB_UNIT_LAYER, g, 4, AUTOEP_LAST, 5000), 0);
+        free_gradients(g, 4);
+        autoep_close(h);
+}
+
 static void impossible_tails_are_found(void **state)
 {
         struct fake_daemon *d = *state;
@@ -492,6 +541,8 @@ int main(void)
                 TEST(large_units_are_cut_and_wrap),
                 TEST(a_full_ring_takes_nothing),
                 TEST(a_cut_scatter_goes_on),
+                TEST(a_cut_scatter_is_not_forgotten),
+                TEST(a_cut_scatter_keeps_its_flags),
                 TEST(impossible_tails_are_found),
                 TEST(wrong_gradients_are_named),
                 TEST(a_unit_is_scattered_once_a_micro_batch),
