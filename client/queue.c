@@ -104,7 +104,7 @@ int ae_queue_fits(struct autoep *h, uint32_t n)
         return r;
 }
 
-static void wake_daemon(const struct autoep *h)
+void ae_queue_wake(const struct autoep *h)
 {
         /* seq_cst, after the store to sq_tail; pairs with the daemon's store to daemon_sleeps and
          * its look at sq_tail. */
@@ -130,7 +130,7 @@ int ae_queue_post(struct autoep *h, const struct ae_local_sqe *sqe, bool wake)
         if (r == 0)
                 return AE_QUEUE_FULL;
         if (wake)
-                wake_daemon(h);
+                ae_queue_wake(h);
         return 0;
 }
 
@@ -149,7 +149,7 @@ int ae_queue_post_wait(struct autoep *h, const struct ae_local_sqe *sqe,
 
                 if (r <= 0)
                         return r;
-                wake_daemon(h);
+                ae_queue_wake(h);
                 r = ae_pump_wait(h, &wait);
                 if (r < 0)
                         return ae_pump_prefix(r, "the daemon of node %u does not read its queue",

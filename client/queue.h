@@ -16,6 +16,8 @@ int ae_queue_post(struct autoep *handle, const struct ae_local_sqe *sqe, bool wa
 /* The same, waits for a free entry until the deadline. */
 int ae_queue_post_wait(struct autoep *handle, const struct ae_local_sqe *sqe,
                        const struct ae_deadline *deadline);
+/* Wakes the daemon, if it sleeps, for what it will find in the page. */
+void ae_queue_wake(const struct autoep *handle);
 /* Whether @n entries are free, 0 or 1, AE_EPROTO; seq_cst, for a wait's condition. */
 int ae_queue_fits(struct autoep *handle, uint32_t n);
 /* Whether the daemon has taken all that was posted; with the lock or without. */

@@ -228,6 +228,14 @@ static bool room_changed(struct autoep *h, const struct ae_wait *wait)
         return fits(h, wait->arg) != 0;
 }
 
+/* Tells the daemon how much of the ring is wanted; NULL: nothing. */
+static void want_room(struct autoep *h, const struct room *room)
+{
+        uint64_t wanted = room && room->end > h->grad.len ? room->end - h->grad.len : 0;
+
+        atomic_store(&h->page->grad_wanted, wanted);
+}
+
 static int wait_for_room(struct autoep *h, const struct scatter *s, struct room *room)
 {
         struct ae_wait wait = { .done = room_changed, .arg = room, .deadline = &s->deadline,
@@ -239,10 +247,9 @@ static int wait_for_room(struct autoep *h, const struct scatter *s, struct room 
                 if (r != 0)
                         return r < 0 ? r : 0;
                 /* before the wait's first look; pairs with the fence of the daemon's free_ring() */
-                atomic_store(&h->page->grad_wanted,
-                             room->end > h->grad.len ? room->end - h->grad.len : 0);
+                want_room(h, room);
                 r = ae_pump_wait(h, &wait);
-                atomic_store_explicit(&h->page->grad_wanted, 0, memory_order_relaxed);
+                want_room(h, NULL);
                 if (r < 0)
                         return ae_pump_prefix(r, "the ring of %llu bytes has no room for unit '%s' "
                                               "(%u) in round %llu", (unsigned long long)h->grad.len,
@@ -343,12 +350,12 @@ static int check_room_now(struct autoep *h, const struct scatter *s)
                                (unsigned long long)(room.end - h->grad.head),
                                (unsigned long long)h->grad.len);
         r = fits(h, &room);
-        if (r == 0)
-                return ae_fail(AE_EAGAIN, "the ring of %llu bytes has no room for unit '%s' (%u) "
-                               "now",
-                               (unsigned long long)h->grad.len, ae_handle_unit_name(h, s->unit),
-                               s->unit);
-        return r < 0 ? r : 0;
+        want_room(h, r == 0 ? &room : NULL);
+        if (r != 0)
+                return r < 0 ? r : 0;
+        ae_queue_wake(h); /* what waits for its turn there is to go out of the way */
+        return ae_fail(AE_EAGAIN, "the ring of %llu bytes has no room for unit '%s' (%u) now",
+                       (unsigned long long)h->grad.len, ae_handle_unit_name(h, s->unit), s->unit);
 }
 
 /* ---- the call --------------------------------------------------------------------------- */

@@ -166,7 +166,8 @@ struct ae_local_page {
                 64) _Atomic uint32_t sq_tail; /* worker, release; pairs with the daemon's acquire */
         _Atomic uint32_t worker_waits;         /* worker before sleeping, seq_cst: wake me */
         _Atomic uint64_t grad_wanted;          /* worker, seq_cst, before it looks at grad_tail once
-                                                * more: wake me when that is here; 0: no need */
+                                                * more: let that come here, and wake me then; 0: no
+                                                * need */
         _Alignas(64) _Atomic uint32_t sq_head; /* daemon, release: entries before it are free */
         _Atomic uint32_t daemon_sleeps;        /* daemon before sleeping, seq_cst: wake me */
         _Atomic uint64_t grad_tail;            /* daemon, release: ring bytes before it are free */

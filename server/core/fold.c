@@ -6,10 +6,10 @@
  * when every lane before it in that order is settled: has scattered, or said that it won't.
  *
  * A piece whose turn is not near leaves the worker's ring for overflow memory once half a ring has
- * been written since. The other half always has room for the next piece and for what its worker
- * leaves out before it (AE_LOCAL_RING_MIN), so a ring never stays full for want of another rank:
- * that is what keeps a scatter from blocking on others. Without room in overflow memory the round
- * is redone.
+ * been written since, or its worker wants its place. The other half always has room for the next
+ * piece and for what its worker leaves out before it (AE_LOCAL_RING_MIN), so a ring never stays
+ * full for want of another rank: that is what keeps a scatter from blocking on others. A worker
+ * that wants room for more at once says so. Without room in overflow memory the round is redone.
  */
 #include "proto/base/num.h"
 #include "proto/base/status.h"
@@ -227,16 +227,15 @@ static void move_out(struct ae_job *job, struct ae_piece *piece)
         ae_job_run(task);
 }
 
-/* More than half of the ring is taken: pieces that can't go now make room. */
-static void relieve(struct ae_worker *worker, uint64_t head)
+/* Pieces that begin before @end and can't go now make room. */
+static void relieve(struct ae_worker *worker, uint64_t end)
 {
         struct ae_job *job = worker->job;
-        uint64_t limit = worker->grad->len / 2;
 
         for (uint32_t i = worker->order_head; i != worker->order_tail; i++) {
                 struct ae_piece *piece = worker->order[i % worker->order_cap];
 
-                if (head - piece->ring_pos < limit)
+                if (piece->ring_pos >= end)
                         return;
                 if (piece->state != AE_PIECE_RING || piece->done ||
                     is_turn(piece->cell->sum, piece->micro, piece->lane))
@@ -542,8 +541,17 @@ int ae_fold_piece(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         sum->n_pending++;
         sum->any = true;
         advance(piece->cell);
-        relieve(worker, sqe->pos + sqe->len);
+        if (worker->grad_head > worker->grad->len / 2)
+                relieve(worker, worker->grad_head - worker->grad->len / 2 + 1);
         return 0;
+}
+
+void ae_fold_make_room(struct ae_worker *worker)
+{
+        uint64_t wanted = atomic_load_explicit(&page_of(worker)->grad_wanted, memory_order_relaxed);
+
+        if (wanted > worker->grad_free)
+                relieve(worker, wanted);
 }
 
 static void settle_lane(struct ae_sum *sum, uint32_t lane, uint32_t micro)

@@ -635,6 +635,8 @@ void ae_serve_each(struct ae_job *job, const struct ae_wire_want_item *item, ae_
 int ae_fold_new(struct ae_job *job);
 void ae_fold_free(struct ae_job *job);
 int ae_fold_piece(struct ae_worker *worker, const struct ae_local_sqe *sqe);
+/* Frees what the worker says it wants of its ring, as far as that waits for others. */
+void ae_fold_make_room(struct ae_worker *worker);
 int ae_fold_scattered(struct ae_worker *worker, const struct ae_local_sqe *sqe);
 int ae_fold_micro_end(struct ae_worker *worker, uint32_t micro);
 void ae_fold_close(struct ae_worker *worker); /* the rank closes its round */

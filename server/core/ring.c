@@ -47,6 +47,11 @@ static bool waits_for_put(const struct ae_worker *worker)
         return worker->job && worker->job->put_prepared && worker->job->state < AE_JOB_FAILED;
 }
 
+static bool may_take(const struct ae_worker *worker)
+{
+        return worker->job && worker->job->state < AE_JOB_FAILED && worker->registered;
+}
+
 /* 1: took an entry, 0: there is none that may be taken now. */
 static int take(struct ae_worker *worker, struct ae_local_sqe *ret_sqe)
 {
@@ -59,7 +64,7 @@ static int take(struct ae_worker *worker, struct ae_local_sqe *ret_sqe)
         if (tail - worker->sq_head > AE_LOCAL_SQ_LEN)
                 return ae_fail(AE_EPROTO, "its ring index jumped from %u to %u", worker->sq_head,
                                tail);
-        if (!worker->job || worker->job->state >= AE_JOB_FAILED || !worker->registered) {
+        if (!may_take(worker)) {
                 worker->sq_head = tail; /* it will learn of the failure from its page */
                 return 0;
         }
@@ -81,6 +86,8 @@ int ae_ring_drain(struct ae_worker *worker)
                 if (r < 0)
                         return r;
         }
+        if (r == 0 && worker->order_head != worker->order_tail && may_take(worker))
+                ae_fold_make_room(worker);
         if (worker->sq_head == before)
                 return r;
         atomic_store_explicit(&page->sq_head, worker->sq_head, memory_order_release);

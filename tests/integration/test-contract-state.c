@@ -5,10 +5,12 @@
  */
 #include "tests/lib/contract.h"
 
+#include "proto/base/clock.h"
 #include "proto/base/num.h"
 #include "proto/wire/local.h"
 #include "tests/lib/test.h"
 
+#include <sched.h>
 #include <string.h>
 
 static const struct cluster_spec two_by_two = { .n_nodes = 2, .workers = { 2, 2 } };
@@ -394,6 +396,55 @@ static void test_smallest_ring(void **state)
         assert_int_equal(cluster_run(&spec, fill_ring, NULL), 0);
 }
 
+/* Rank 1 asks again and again for room for most of the ring, without waiting for it, while a
+ * quarter of the ring has what waits for rank 0. */
+static int poll_for_room(struct cluster_worker *w)
+{
+        static const uint64_t n[] = { 2 << 20, 7 << 19 };
+        static const char *const names[] = { "a", "b" };
+        static float values[7 << 19];
+        struct autoep_step step = contract_step(contract_sgd);
+        struct autoep_tensor tensors[AE_ARRAY_LEN(n)] = { { 0 } };
+        const uint64_t limit_ns = ae_now_ns() + 5 * AE_NS_PER_S;
+        struct autoep_model model = sgd;
+        struct autoep_verdict v;
+
+        for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++)
+                tensors[i] = (struct autoep_tensor){
+                        .size = sizeof(tensors[i]), .name = names[i], .unit = names[i],
+                        .dtype = AUTOEP_F32, .n_dims = 1, .dims = { n[i] },
+                        .tensor_class = AUTOEP_DENSE, .init = values
+                };
+        model.size = sizeof(model);
+        model.tensors = tensors;
+        model.n_tensors = AE_ARRAY_LEN(n);
+        CLUSTER_TRY(w, autoep_register(w->handle, &model, AUTOEP_DEFAULT_TIMEOUT));
+        if (w->rank == 0)
+                MEET(w);
+        for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++) {
+                const struct autoep_gradient gradient = { .size = sizeof(gradient), .tensor = i,
+                                                          .dtype = AUTOEP_F32, .data = values };
+                int r;
+
+                do {
+                        r = autoep_scatter(w->handle, i, &gradient, 1, 0, 0);
+                } while (r == AUTOEP_EAGAIN && ae_now_ns() < limit_ns && sched_yield() == 0);
+                CLUSTER_TRY(w, r);
+        }
+        if (w->rank == 1)
+                MEET(w);
+        return contract_ask(w, &step, AUTOEP_APPLIED, &v);
+}
+
+static void test_poll_for_room(void **state)
+{
+        const struct cluster_spec spec = { .n_nodes = 1, .workers = { 2 },
+                                           .ring_len = AE_LOCAL_RING_MIN };
+
+        (void)state;
+        assert_int_equal(cluster_run(&spec, poll_for_room, NULL), 0);
+}
+
 static int meet_by_exchange(struct cluster_worker *w)
 {
         uint64_t lens[4];
@@ -603,6 +654,7 @@ int main(void)
                 cmocka_unit_test(test_reader),
                 cmocka_unit_test(test_evaluation),
                 cmocka_unit_test(test_smallest_ring),
+                cmocka_unit_test(test_poll_for_room),
                 cmocka_unit_test(test_opposite_orders),
                 cmocka_unit_test(test_double_scatter),
                 cmocka_unit_test(test_scatter_after_refusal),
