@@ -215,7 +215,7 @@ void simplan_model(struct simjob *job)
         model->grad_wire = params->narrow_wire ? AE_DTYPE_BF16 : AE_DTYPE_F32;
         model->slots = params->slots ? params->slots : 2;
         model->slot_len = params->no_data ? 0 : 65536;
-        model->exchange_len = 4096;
+        model->exchange_len = 4096; /* gives SIM_XSLOT_LEN, the least */
         model->sum_group = simplan_hash(job, H_MODEL, 4, 0, 0, 0) % 4 == 0;
         if (!params->no_data)
                 model->overflow_len = !params->tight_overflow ? UINT64_C(64) << 20 :
@@ -440,8 +440,13 @@ struct ae_local_xhead simplan_header(const struct simjob *job, uint32_t attempt,
 
 uint32_t simplan_message_len(const struct simjob *job, uint32_t src, uint32_t dst, uint64_t seq)
 {
-        return (uint32_t)sizeof(struct ae_local_xhead) +
-               (uint32_t)(simplan_hash(job, H_LEN, src, dst, seq, 0) % 400);
+        uint64_t h = simplan_hash(job, H_LEN, src, dst, seq, 0);
+        uint32_t head = (uint32_t)sizeof(struct ae_local_xhead);
+
+        if (job->params.wild) /* a quarter as long as may be */
+                return (h >> 32) % 4 ? head + (uint32_t)(h % (SIM_XSLOT_LEN - head + 1))
+                                     : SIM_XSLOT_LEN;
+        return head + (uint32_t)(h % 400);
 }
 
 uint8_t simplan_message_byte(uint32_t src, uint32_t dst, uint64_t seq, uint32_t i)

@@ -18,6 +18,7 @@
 #define SIM_VERSIONS 4u   /* versions whose weights the reference keeps */
 #define SIM_HELD 2u       /* views that a worker holds, at most */
 #define SIM_UNIT_MAX 16u
+#define SIM_XSLOT_LEN 4096u /* bytes of a slot of the exchange */
 
 struct simgap {
         uint32_t unit;
@@ -46,7 +47,7 @@ struct simput { /* the put under way */
         bool active;
         uint32_t tensor;
         uint64_t first, n;
-        float *values; /* masters, then moments */
+        float *values; /* masters, then moments; of what isn't stepped, weights as they are */
 };
 
 struct simnode {
@@ -125,6 +126,7 @@ struct simworker {
         uint32_t n_held;
         uint64_t *xsent, *xgot;   /* per rank */
         uint64_t *xsent_before, *xgot_before; /* the same when the round began */
+        uint64_t *xacked;         /* per rank, of those it got */
         bool answered;            /* to the request at @at */
         int answer_status;
         uint64_t answer_version;
@@ -229,8 +231,10 @@ const float *simref_state(const struct simjob *job, uint64_t version, uint32_t u
 /* Takes up what the nodes have committed. */
 void simref_catch_up(struct simjob *job);
 uint64_t simref_grad_of(const struct simjob *job, uint32_t tensor); /* in its unit's image */
+/* Whether steps change the tensor: it has masters and moments. */
+bool simref_is_stepped(const struct simjob *job, uint32_t tensor);
 
-/* ---- simjob-worker.c, simjob-scatter.c, simjob-state.c ------------------------------------ */
+/* ---- simjob-worker.c, -scatter.c, -exchange.c, -state.c ----------------------------------- */
 
 void simworker_send(struct simworker *worker, uint32_t type, const ProtobufCMessage *message,
                     int fd);
@@ -240,6 +244,8 @@ void simworker_post(struct simworker *worker, const struct ae_local_sqe *sqe);
 /* Actions: whether they are done. */
 bool simworker_scatter(struct simworker *worker, const struct simaction *action);
 bool simworker_declare_scattered(struct simworker *worker, const struct simaction *action);
+bool simworker_xsend(struct simworker *worker, const struct simaction *action);
+bool simworker_xreceive(struct simworker *worker, const struct simaction *action);
 bool simworker_put(struct simworker *worker);
 bool simworker_get(struct simworker *worker);
 

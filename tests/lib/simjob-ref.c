@@ -28,7 +28,7 @@ static uint64_t image_of(const struct simjob *job, uint32_t tensor)
         return segment_of(job, tensor)->unit_off + t->first * ae_dtype_size(t->dtype);
 }
 
-static bool is_stepped(const struct simjob *job, uint32_t tensor)
+bool simref_is_stepped(const struct simjob *job, uint32_t tensor)
 {
         return job->layout->tensors[tensor].home == tensor && segment_of(job, tensor)->trainable;
 }
@@ -112,7 +112,7 @@ static void draw_init(struct simjob *job)
                                                    10000) /
                                   7e4f;
 
-                        if (is_stepped(job, t)) {
+                        if (simref_is_stepped(job, t)) {
                                 memcpy(at + i * sizeof(x), &x, sizeof(x));
                                 job->ref.p[tensor->unit][simref_grad_of(job, t) + i] = x;
                         } else if (tensor->dtype == AE_DTYPE_BF16) {
@@ -121,7 +121,7 @@ static void draw_init(struct simjob *job)
                                 memcpy(at + i * sizeof(x), &x, sizeof(x));
                         }
                 }
-                if (is_stepped(job, t)) {
+                if (simref_is_stepped(job, t)) {
                         put_weight(job, t, job->ref.image[0]);
                         at += tensor->n * sizeof(float);
                 } else {
@@ -372,7 +372,7 @@ static void apply(struct simjob *job, const struct ae_wire_verdict *verdict)
         check_factors(job, verdict, &norm2);
         copy_images(job);
         for (uint32_t t = 0; t < job->layout->n_tensors; t++) {
-                if (!is_stepped(job, t) || !stepped[job->layout->tensors[t].unit])
+                if (!simref_is_stepped(job, t) || !stepped[job->layout->tensors[t].unit])
                         continue;
                 step_tensor(job, t, verdict);
                 put_weight(job, t, ref->image[ref->version % SIM_VERSIONS]);
@@ -391,14 +391,22 @@ static void apply_put(struct simjob *job, const struct ae_wire_verdict *verdict)
         if (!put->active)
                 simjob_fail(job, "round %" PRIu64 " ended with a put that nobody began",
                             verdict->round);
+        put->active = false;
         unit = job->layout->tensors[put->tensor].unit;
-        at = simref_grad_of(job, put->tensor) + put->first;
         copy_images(job);
+        if (!simref_is_stepped(job, put->tensor)) {
+                size_t size = ae_dtype_size(job->layout->tensors[put->tensor].dtype);
+
+                memcpy(ref->image[ref->version % SIM_VERSIONS][unit] + image_of(job, put->tensor) +
+                               put->first * size, put->values, put->n * size);
+                keep_state(job);
+                return;
+        }
+        at = simref_grad_of(job, put->tensor) + put->first;
         memcpy(ref->p[unit] + at, put->values, put->n * sizeof(float));
         memcpy(ref->m[unit] + at, put->values + put->n, put->n * sizeof(float));
         put_weight(job, put->tensor, ref->image[ref->version % SIM_VERSIONS]);
         keep_state(job);
-        put->active = false;
 }
 
 /* ---- verdicts --------------------------------------------------------------------------- */

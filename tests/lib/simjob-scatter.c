@@ -54,7 +54,7 @@ static void write_piece(struct simworker *worker, const struct simaction *a,
 static uint64_t place(uint64_t pos, uint64_t len, uint64_t ring)
 {
         pos = ae_align_up(pos, 4);
-        return pos % ring + len > ring ? ae_align_up(pos, ring) : pos;
+        return pos % ring + len > ring ? pos / ring * ring + ring : pos;
 }
 
 /* Where the piece goes; false: the ring has no room yet. Small data makes a full ring by lying as

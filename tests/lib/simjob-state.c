@@ -34,15 +34,16 @@ int simworker_memory(const void *data, uint64_t len)
         return fd;
 }
 
-/* A trainable tensor with elements, by chance and yet by the seed alone; NONE: there is none. */
-static uint32_t pick_tensor(const struct simjob *job, uint64_t h)
+/* A tensor with elements that is trainable, or isn't, by chance and yet by the seed alone; NONE:
+ * there is none. */
+static uint32_t pick_tensor(const struct simjob *job, uint64_t h, bool trainable)
 {
         for (uint32_t i = 0; i < job->layout->n_tensors; i++) {
                 uint32_t t = (uint32_t)((h + i) % job->layout->n_tensors);
                 const struct ae_layout_tensor *tensor = &job->layout->tensors[t];
 
                 if (tensor->home == t && tensor->n &&
-                    job->layout->segments[tensor->segment].trainable)
+                    job->layout->segments[tensor->segment].trainable == trainable)
                         return t;
         }
         return AE_WIRE_NONE;
@@ -61,17 +62,35 @@ static void fill_items(Autoep__StateItem *items, Autoep__StateItem **pointers, u
         }
 }
 
+/* What is put as it is, in the type of the tensor. */
+static void narrow_values(const struct simjob *job, struct simput *put)
+{
+        ae_bf16 *narrow = calloc(put->n, sizeof(*narrow));
+
+        assert_non_null(narrow);
+        if (job->layout->tensors[put->tensor].dtype == AE_DTYPE_BF16) {
+                ae_ops()->f32_to_bf16(narrow, put->values, put->n);
+                memcpy(put->values, narrow, put->n * sizeof(*narrow));
+        }
+        free(narrow);
+}
+
 static void begin_put(struct simworker *worker)
 {
-        static const uint32_t kinds[] = { 2, 3 }; /* master, first moment */
+        static const uint32_t stepped_kinds[] = { 2, 3 }; /* master, first moment */
+        static const uint32_t weight[] = { 1 };
         struct simjob *job = worker->job;
         uint64_t h = simplan_hash(job, 95, worker->attempt, 0, 0, 0);
         struct simput *put = &job->put;
         Autoep__Put message = AUTOEP__PUT__INIT;
         Autoep__StateItem items[2];
         Autoep__StateItem *pointers[2];
-        uint32_t tensor = pick_tensor(job, h);
+        bool stepped = !job->params.wild || h >> 60 < 8 ||
+                       pick_tensor(job, h, false) == AE_WIRE_NONE;
+        uint32_t tensor = pick_tensor(job, h, stepped);
         uint64_t n = job->layout->tensors[tensor].n;
+        uint32_t dtype = job->layout->tensors[tensor].dtype;
+        size_t size = stepped ? 2 * sizeof(float) : ae_dtype_size(dtype);
 
         put->tensor = tensor;
         put->first = (h >> 8) % n;
@@ -82,14 +101,17 @@ static void begin_put(struct simworker *worker)
         for (uint64_t i = 0; i < 2 * put->n; i++)
                 put->values[i] =
                         (float)(simplan_hash(job, 94, worker->attempt, i, 0, 0) % 1000) / 3e3f;
+        if (!stepped)
+                narrow_values(job, put);
         put->active = true;
-        fill_items(items, pointers, 2, kinds, tensor, put->first, put->n);
+        fill_items(items, pointers, 1 + stepped, stepped ? stepped_kinds : weight, tensor,
+                   put->first, put->n);
         message.id = ++worker->token;
         message.version = atomic_load(&worker->params->job_version);
         message.items = pointers;
-        message.n_items = 2;
+        message.n_items = 1 + stepped;
         simworker_send(worker, AE_CONTROL_PUT, &message.base,
-                     simworker_memory(put->values, 2 * put->n * sizeof(float)));
+                       simworker_memory(put->values, put->n * size));
 }
 
 bool simworker_put(struct simworker *worker)
@@ -99,7 +121,7 @@ bool simworker_put(struct simworker *worker)
         if (!worker->begun) {
                 worker->answered = false;
                 worker->answer_status = 0;
-                if (pick_tensor(job, 0) == AE_WIRE_NONE)
+                if (pick_tensor(job, 0, true) == AE_WIRE_NONE)
                         worker->answered = true;
                 else
                         begin_put(worker);
@@ -171,7 +193,7 @@ bool simworker_get(struct simworker *worker)
 {
         struct simjob *job = worker->job;
         uint64_t h = simplan_hash(job, 93, worker->attempt, worker->rank, 0, 0);
-        uint32_t tensor = pick_tensor(job, h);
+        uint32_t tensor = pick_tensor(job, h, true);
         uint64_t total = tensor == AE_WIRE_NONE ? 0 : job->layout->tensors[tensor].n;
         uint64_t first = total ? (h >> 8) % total : 0;
 

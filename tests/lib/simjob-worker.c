@@ -266,71 +266,6 @@ static bool do_range(struct simworker *worker, const struct simaction *action)
         return false;
 }
 
-/* ---- exchange --------------------------------------------------------------------------- */
-
-static bool do_send(struct simworker *worker, const struct simaction *a)
-{
-        struct ae_local_xhead head;
-        uint64_t ring = worker->page->xout_len;
-        uint64_t tail = atomic_load_explicit(&worker->page->xout_tail, memory_order_acquire);
-        uint64_t seq = worker->xsent[a->rank];
-        uint32_t len = simplan_message_len(worker->job, worker->rank, a->rank, seq);
-        char *to;
-
-        worker->xout_pos = ae_align_up(worker->xout_pos, 64);
-        if (worker->xout_pos % ring + len > ring)
-                worker->xout_pos = (worker->xout_pos / ring + 1) * ring;
-        if (worker->xout_pos + len - tail > ring)
-                return false;
-        to = worker->worker->xout->base + worker->xout_pos % ring;
-        head = simplan_header(worker->job, worker->attempt, worker->rank, a->rank,
-                              seq > worker->xsent_before[a->rank], len);
-        memcpy(to, &head, sizeof(head));
-        for (uint32_t i = sizeof(head); i < len; i++)
-                to[i] = (char)simplan_message_byte(worker->rank, a->rank, seq, i);
-        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XSEND,
-                                                       .rank = a->rank,
-                                                       .len = len,
-                                                       .pos = worker->xout_pos });
-        worker->xout_pos += len;
-        worker->xsent[a->rank]++;
-        return true;
-}
-
-static bool do_receive(struct simworker *worker, const struct simaction *a)
-{
-        const struct ae_local_xin *xin = (const struct ae_local_xin *)worker->worker->xin->base;
-        uint64_t seq = worker->xgot[a->rank];
-        uint32_t s = (uint32_t)(seq % AE_LOCAL_XSLOTS);
-        uint32_t len = simplan_message_len(worker->job, a->rank, worker->rank, seq);
-        const char *from = (const char *)xin + xin->slots_off +
-                           (a->rank * AE_LOCAL_XSLOTS + s) * xin->slot_len;
-        uint64_t ready = atomic_load_explicit(&xin->flows[a->rank].ready[s], memory_order_acquire);
-        struct ae_local_xhead head;
-
-        if (ready < seq + 1)
-                return false;
-        if (ready != seq + 1)
-                simjob_fail(worker->job,
-                            "rank %u: message %" PRIu64 " from rank %u was overwritten by %" PRIu64,
-                            worker->rank, seq, a->rank, ready - 1);
-        head = simplan_header(worker->job, worker->attempt, a->rank, worker->rank,
-                              seq > worker->xgot_before[a->rank], len);
-        if (memcmp(from, &head, sizeof(head)) != 0)
-                simjob_fail(worker->job, "rank %u: the header of message %" PRIu64
-                            " from rank %u differs", worker->rank, seq, a->rank);
-        for (uint32_t i = sizeof(head); i < len; i++) {
-                if ((uint8_t)from[i] != simplan_message_byte(a->rank, worker->rank, seq, i))
-                        simjob_fail(worker->job,
-                                    "rank %u: byte %u of message %" PRIu64 " from rank %u differs",
-                                    worker->rank, i, seq, a->rank);
-        }
-        worker->xgot[a->rank]++;
-        simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = a->rank,
-                                             .n = worker->xgot[a->rank] });
-        return true;
-}
-
 /* ---- the step --------------------------------------------------------------------------- */
 
 void simworker_add(struct simworker *worker, struct simaction action)
@@ -363,6 +298,10 @@ static void add_reads(struct simworker *worker)
 {
         uint32_t n_units = worker->job->layout->n_units;
 
+        for (uint32_t i = 0; worker->job->params.wild && i < simworker_chance(worker, 40); i++)
+                add(worker, (struct simaction){ .kind = SIM_PREFETCH,
+                                                .unit = (uint32_t)simworker_chance(worker,
+                                                                                   n_units) });
         for (uint32_t i = 0; i < n_units; i++) {
                 struct simaction action = { .kind = SIM_GATHER, .unit = i };
 
@@ -578,9 +517,9 @@ static bool do_action(struct simworker *worker, const struct simaction *action)
         case SIM_GET:
                 return simworker_get(worker);
         case SIM_XSEND:
-                return do_send(worker, action);
+                return simworker_xsend(worker, action);
         case SIM_XRECV:
-                return do_receive(worker, action);
+                return simworker_xreceive(worker, action);
         case SIM_GATHER:
                 return do_gather(worker, action);
         case SIM_RANGE:
@@ -760,6 +699,9 @@ void simworker_hello(struct simworker *worker)
         message.world = job->params.n_ranks;
         message.incarnation = 70000 + worker->rank;
         message.ring_len = AE_LOCAL_RING_MIN;
+        if (job->params.wild)
+                message.ring_len += simplan_hash(job, 92, worker->rank, 0, 0, 0) %
+                                    AE_LOCAL_RING_MIN;
         if (ae_core_worker_new(ae_node_core(worker->node->node), &spec, &worker->worker) < 0)
                 simjob_fail(job, "rank %u cannot say hello: %s", worker->rank, ae_error_text());
         worker->page = (struct ae_local_page *)ae_core_worker_page(worker->worker)->base;

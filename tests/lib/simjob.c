@@ -289,6 +289,7 @@ void simjob_draw(uint64_t seed, struct simjob_params *ret_params)
                 1 + (uint32_t)(h >> 40) % (ret_params->n_nodes + ret_params->n_nodes / 2);
         ret_params->n_readers = (h >> 52) % 3 == 0 ? 1 + (uint32_t)(h >> 56) % 2 : 0;
         ret_params->slots = 2 + (uint32_t)(h >> 48) % 3;
+        ret_params->wild = (h >> 60) & 1;
         if (seed % 32 == 19) { /* few, for it takes long */
                 ret_params->huge = true;
                 ret_params->n_nodes = 2 + (uint32_t)(h % 3);
@@ -334,10 +335,11 @@ static void make_workers(struct simjob *job)
                 worker->fd = -1;
                 worker->xsent = calloc(job->params.n_ranks, sizeof(*worker->xsent));
                 worker->xgot = calloc(job->params.n_ranks, sizeof(*worker->xgot));
+                worker->xacked = calloc(job->params.n_ranks, sizeof(*worker->xacked));
                 worker->xsent_before = calloc(job->params.n_ranks, sizeof(*worker->xsent));
                 worker->xgot_before = calloc(job->params.n_ranks, sizeof(*worker->xgot));
                 assert_true(worker->xsent && worker->xgot && worker->xsent_before &&
-                            worker->xgot_before);
+                            worker->xgot_before && worker->xacked);
                 if (worker->reader)
                         simreader_start(worker);
                 else
@@ -416,6 +418,7 @@ static void free_all(struct simjob *job)
                 free(worker->actions);
                 free(worker->xsent);
                 free(worker->xgot);
+                free(worker->xacked);
                 free(worker->xsent_before);
                 free(worker->xgot_before);
         }

@@ -39,6 +39,9 @@ struct simjob_params {
         bool misorder;             /* a rank takes part in other exchanges than all others */
         bool keep_views;           /* a rank may hold a view over the end of a step */
         uint32_t n_readers;        /* processes without a rank, which come and go */
+        /* Puts also of what steps don't change, exchanges that fill their rings, hints without
+         * end, and rings of odd lengths. */
+        bool wild;
         bool may_fail;             /* a failed job is no error: faults are on their way */
         /* Tensors are addresses alone, for many nodes. Workers and optimizers then take
          * milliseconds, as they do, so that not all puts of a step are under way at once; and a

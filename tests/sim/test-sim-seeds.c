@@ -17,7 +17,7 @@
 static unsigned long long first_seed, last_seed = 19;
 
 /* @n_reads: NULL for a run without readers. */
-static void run_seed(uint64_t seed, uint32_t *n_verdicts, uint32_t *n_reads)
+static void run_seed(uint64_t seed, bool wild, uint32_t *n_verdicts, uint32_t *n_reads)
 {
         struct simjob_params params;
         struct simjob *job;
@@ -25,6 +25,7 @@ static void run_seed(uint64_t seed, uint32_t *n_verdicts, uint32_t *n_reads)
         simjob_draw(seed, &params);
         if (!n_reads)
                 params.n_readers = 0;
+        params.wild &= wild;
         if (getenv("SIMJOB_VERBOSE"))
                 fprintf(stderr, "seed %llu: %u nodes %u ranks\n", (unsigned long long)seed,
                         params.n_nodes, params.n_ranks);
@@ -45,7 +46,7 @@ static void test_seeds(void **state)
 
         (void)state;
         for (uint64_t seed = first_seed; seed <= last_seed; seed++)
-                run_seed(seed, n_verdicts, &n_reads);
+                run_seed(seed, true, n_verdicts, &n_reads);
         print_message(
                 "seeds %llu to %llu: %u applied, %u skipped, %u redone, %u puts, %u refused, "
                 "%u reads\n",
@@ -77,9 +78,9 @@ static void test_named_seeds(void **state)
 
         (void)state;
         for (size_t i = 0; i < AE_ARRAY_LEN(seeds); i++)
-                run_seed(seeds[i], n_verdicts, NULL);
+                run_seed(seeds[i], false, n_verdicts, NULL);
         for (size_t i = 0; i < AE_ARRAY_LEN(with_readers); i++)
-                run_seed(with_readers[i], n_verdicts, &n_reads);
+                run_seed(with_readers[i], false, n_verdicts, &n_reads);
 }
 
 int main(int argc, char **argv)
