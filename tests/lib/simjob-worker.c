@@ -216,6 +216,21 @@ static bool hold_answer(struct simworker *worker, const struct simaction *action
         return true;
 }
 
+/* The library refuses what is past the allowance: views are let go before that. */
+static void make_allowance(struct simworker *worker, uint64_t len)
+{
+        uint64_t allowance = ae_memory_allowance(worker->worker->job);
+
+        if (!worker->job->params.wild)
+                return;
+        for (uint32_t i = 0; i < worker->n_held; i++)
+                len += ae_align_up(worker->held[i].len, 256);
+        while (worker->n_held && len > allowance) {
+                len -= ae_align_up(worker->held[0].len, 256);
+                drop_view(worker, 0);
+        }
+}
+
 static bool do_gather(struct simworker *worker, const struct simaction *action)
 {
         uint64_t len = worker->job->layout->units[action->unit].len;
@@ -224,23 +239,13 @@ static bool do_gather(struct simworker *worker, const struct simaction *action)
                 return hold_answer(worker, action, 0, len);
         if (worker->n_held == SIM_HELD)
                 drop_view(worker, (uint32_t)simworker_chance(worker, SIM_HELD));
+        make_allowance(worker, len);
         if (cached(worker, action->unit))
                 return true;
         before_wait(worker);
         simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = action->unit,
                                              .token = ++worker->token });
         return false;
-}
-
-/* As the library does: a worker holds no more than it said it would. */
-static void keep_allowance(struct simworker *worker, uint64_t len)
-{
-        for (uint32_t i = 0; i < worker->n_held; i++)
-                len += worker->held[i].len;
-        while (worker->n_held && len > worker->worker->hold_len) {
-                len -= worker->held[0].len;
-                drop_view(worker, 0);
-        }
 }
 
 static bool do_range(struct simworker *worker, const struct simaction *action)
@@ -256,7 +261,7 @@ static bool do_range(struct simworker *worker, const struct simaction *action)
                 return hold_answer(worker, action, first, n);
         if (worker->n_held == SIM_HELD)
                 drop_view(worker, 0);
-        keep_allowance(worker, n);
+        make_allowance(worker, n);
         before_wait(worker);
         simworker_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE,
                                              .unit = action->unit,
