@@ -221,8 +221,6 @@ static void make_allowance(struct simworker *worker, uint64_t len)
 {
         uint64_t allowance = ae_memory_allowance(worker->worker->job);
 
-        if (!worker->job->params.wild)
-                return;
         for (uint32_t i = 0; i < worker->n_held; i++)
                 len += ae_align_up(worker->held[i].len, 256);
         while (worker->n_held && len > allowance) {
