@@ -175,12 +175,13 @@ struct autoep_model {
         uint32_t tp_size, pp_size, sp_size; /* 0 or 1; others are refused by name */
         uint32_t slots;       /* inbox slots per (sender, owner); 0: 4; at least 2 */
         uint64_t slot_len;    /* bytes of an inbox slot, at most 2^30; 0: chosen by size */
-        uint64_t overflow_len; /* bytes per node for gradients that come before their turn; 0:
-                                  chosen */
-        uint64_t cache_len;   /* bytes of each node's gather cache; 0: all dense weights, more where
-                                 readers hold old versions */
+        uint64_t overflow_len; /* bytes per node for gradients that come before their turn, at most
+                                  2^56; 0: chosen */
+        uint64_t cache_len;   /* bytes of each node's gather cache, at most 2^56; 0: all dense
+                                 weights, more where readers hold old versions */
         uint64_t budget_len;  /* most bytes per daemon for this job; 0: the daemon's own limit */
-        uint64_t exchange_len;/* bytes per pair of ranks for autoep_exchange(); 0: 1 MiB */
+        uint64_t exchange_len;/* bytes per pair of ranks for autoep_exchange(), at most 2^33; 0:
+                                 1 MiB */
 };
 
 /*
@@ -289,10 +290,10 @@ struct autoep_step {
         uint32_t flags;
         double scale;           /* s; 0: 1 / (micro-batches of all ranks) */
         double max_norm;        /* 0: no clipping */
-        uint64_t tokens;        /* this rank's, with AUTOEP_USE_TOKENS */
+        uint64_t tokens;        /* this rank's, with AUTOEP_USE_TOKENS; at most 2^47 */
         double balance_rate;    /* u of aux-loss-free balancing; 0: off */
         const uint64_t *counts; /* tokens per expert: for each buffer tensor of the model in order,
-                                   one count per element; NULL with n_counts 0 */
+                                   one count per element, at most 2^47; NULL with n_counts 0 */
         uint32_t n_counts;
         struct autoep_norm2 expert_norm2; /* of the reduced expert gradients this rank counts */
         const char *expert_nonfinite; /* NULL, or the expert tensor in which NaN or Inf was found */

@@ -8,8 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define STATE_PAUSE_MAX_S (7 * 24 * 3600u)
-
 /* ---- items ------------------------------------------------------------------------------ */
 
 /* Bytes of an element of @what of the tensor. */
@@ -253,9 +251,9 @@ static int pause_job(struct autoep *h, const char *reason, uint32_t seconds)
                 return r;
         if (!reason || !reason[0])
                 return ae_fail(AE_EINVAL, "a pause needs a reason, which the others can read");
-        if (seconds == 0 || seconds > STATE_PAUSE_MAX_S)
+        if (seconds == 0 || seconds > AE_WIRE_PAUSE_MAX_S)
                 return ae_fail(AE_EINVAL, "a pause of %u s: use 1 to %u", seconds,
-                               STATE_PAUSE_MAX_S);
+                               AE_WIRE_PAUSE_MAX_S);
         (void)snprintf(text, sizeof(text), "%s", reason);
         pause.id = ae_session_next_id(h);
         pause.reason = text;

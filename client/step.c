@@ -164,6 +164,12 @@ static int check_counts(const struct autoep *h, const struct autoep_step *step)
         if (step->n_counts > AE_WIRE_MAX_COUNTS)
                 return ae_fail(AE_EOVERFLOW, "%u counts of tokens, the limit is %u", step->n_counts,
                                AE_WIRE_MAX_COUNTS);
+        for (uint32_t i = 0; i < step->n_counts; i++) {
+                if (step->counts[i] > AE_WIRE_COUNT_MAX)
+                        return ae_fail(AE_EINVAL, "counts[%u] is %llu tokens, the limit is %llu", i,
+                                       (unsigned long long)step->counts[i],
+                                       (unsigned long long)AE_WIRE_COUNT_MAX);
+        }
         return 0;
 }
 
@@ -179,6 +185,10 @@ static int check_step(const struct autoep *h, const struct autoep_step *step)
         if (step->flags & ~(AUTOEP_STEP_REDO | AUTOEP_USE_TOKENS))
                 return ae_fail(AE_EINVAL, "unknown flags %#x",
                                step->flags & ~(AUTOEP_STEP_REDO | AUTOEP_USE_TOKENS));
+        if (step->tokens > AE_WIRE_COUNT_MAX)
+                return ae_fail(AE_EINVAL, "tokens is %llu, the limit is %llu",
+                               (unsigned long long)step->tokens,
+                               (unsigned long long)AE_WIRE_COUNT_MAX);
         r = check_groups(h, step);
         if (r == 0)
                 r = check_number("scale", step->scale);

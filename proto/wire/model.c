@@ -29,6 +29,28 @@ static int check_parallel(const Autoep__Model *m)
         return 0;
 }
 
+/* So large that sums and products of sizes can't wrap; budget_len is only compared. */
+static int check_lens(const Autoep__Model *m)
+{
+        const struct {
+                const char *name;
+                uint64_t value, max;
+        } lens[] = {
+                { "slot_len", m->slot_len, AE_MODEL_SLOT_LEN_MAX },
+                { "overflow_len", m->overflow_len, AE_MODEL_MEMORY_MAX },
+                { "cache_len", m->cache_len, AE_MODEL_MEMORY_MAX },
+                { "exchange_len", m->exchange_len, AE_MODEL_EXCHANGE_MAX },
+        };
+
+        for (size_t i = 0; i < AE_ARRAY_LEN(lens); i++) {
+                if (lens[i].value > lens[i].max)
+                        return ae_fail(AE_EINVAL, "%s of %llu bytes: use at most %llu",
+                                       lens[i].name, (unsigned long long)lens[i].value,
+                                       (unsigned long long)lens[i].max);
+        }
+        return 0;
+}
+
 static int check_settings(const Autoep__Model *m)
 {
         if (m->optimizer > AE_OPT_EXTERNAL)
@@ -46,11 +68,7 @@ static int check_settings(const Autoep__Model *m)
         if (m->slots == 1 || m->slots > AE_MODEL_SLOTS_MAX)
                 return ae_fail(AE_EINVAL, "%u inbox slots: use 2 to %u", m->slots,
                                AE_MODEL_SLOTS_MAX);
-        if (m->slot_len > AE_MODEL_SLOT_LEN_MAX)
-                return ae_fail(AE_EINVAL, "inbox slots of %llu bytes: use at most %llu",
-                               (unsigned long long)m->slot_len,
-                               (unsigned long long)AE_MODEL_SLOT_LEN_MAX);
-        return 0;
+        return check_lens(m);
 }
 
 static void fill_defaults(Autoep__Model *m)

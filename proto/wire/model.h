@@ -15,6 +15,8 @@ enum ae_optimizer { AE_OPT_ADAMW = 1, AE_OPT_SGD = 2, AE_OPT_EXTERNAL = 3 };
 #define AE_MODEL_SLOTS_MAX 64u
 #define AE_MODEL_SLOT_LEN_MAX (UINT64_C(1) << 30)
 #define AE_MODEL_EXCHANGE_DEFAULT (UINT64_C(1) << 20)
+#define AE_MODEL_EXCHANGE_MAX (UINT64_C(1) << 33) /* a message, a quarter of it, has 32 bit */
+#define AE_MODEL_MEMORY_MAX AE_LAYOUT_MAX_LEN     /* cache_len, overflow_len */
 
 struct ae_model {
         Autoep__Model *message;       /* owned; specs point into it */

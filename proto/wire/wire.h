@@ -22,6 +22,10 @@
 #define AE_WIRE_MAX_SLICES (1u << 22)
 #define AE_WIRE_MAX_PARTS (1u << 20) /* parts of one slice */
 #define AE_WIRE_MAX_COUNTS 65536u    /* load counts in one vote */
+/* tokens, micro-batches or one load count of a rank in a round: no sum over all ranks can wrap */
+#define AE_WIRE_COUNT_MAX (UINT64_C(1) << 47)
+static_assert(AE_WIRE_COUNT_MAX <= UINT64_MAX / AE_WIRE_MAX_WORLD, "sums of counts fit");
+#define AE_WIRE_PAUSE_MAX_S (7 * 24 * 3600u) /* of one autoep_pause() */
 #define AE_WIRE_TEXT 256u            /* bytes of a reason, with the final NUL */
 /* What one rank, or one node, reports of the norm squared is below 2^this: more than any gradients
  * give, and the sums over the ranks of a node and over all nodes still fit. */

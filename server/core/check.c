@@ -60,7 +60,7 @@ static bool left_fits(const struct ae_job *job, uint32_t node, const Autoep__Lef
 /* To the decider from the rank's node, and from there to all. */
 static bool pause_fits(const struct ae_job *job, uint32_t node, const Autoep__PauseNote *note)
 {
-        if (note->rank >= job->world)
+        if (note->rank >= job->world || note->seconds > AE_WIRE_PAUSE_MAX_S)
                 return false;
         if (!ae_core_is_decider(job->core))
                 return node == 0;

@@ -8,6 +8,7 @@
 #include "proto/base/status.h"
 #include "server/core/job.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,7 +77,9 @@ static int plan_cache(struct ae_job *job, struct plan *plan)
                         continue;
                 if (!job->locals[i]->hold_len)
                         job->locals[i]->hold_len = allowance;
-                need += job->locals[i]->hold_len;
+                /* nobody holds more than there is, so that no sum wraps */
+                need += AE_MIN(job->locals[i]->hold_len, whole);
+                need = AE_MIN(need, whole);
         }
         need = AE_MIN(need, whole);
         plan->cache = job->model->message->cache_len;
@@ -110,13 +113,32 @@ static void plan_slots(struct ae_job *job)
         job->part_n = ae_u32(job->slot_len / wire);
 }
 
-static uint64_t plan_overflow(const struct ae_job *job)
+static int plan_overflow(const struct ae_job *job, struct plan *plan)
 {
         uint64_t len = job->model->message->overflow_len;
 
-        if (len == 0 && job->n_local > 0)
-                len = job->n_local * job->layout->n_grad * sizeof(float);
-        return ae_align_up(len, 4096);
+        if (len == 0 && (ae_mul_overflows(job->layout->n_grad, job->n_local * sizeof(float),
+                                          &len) || len > AE_MODEL_MEMORY_MAX))
+                return ae_fail(AE_EINVAL,
+                               "overflow memory for %" PRIu64 " gradients of each of %u ranks on"
+                               " node %u is more than 2^56 bytes: set overflow_len",
+                               job->layout->n_grad, job->n_local, job->core->options.node);
+        plan->overflow = ae_align_up(len, 4096);
+        return 0;
+}
+
+/* What a worker chose was bounded when its model was read, the rest follows from the layout, which
+ * has at most AE_LAYOUT_MAX_LEN bytes: a sum that wraps would be a fault of ours. */
+static void add_up(struct plan *plan)
+{
+        const uint64_t parts[] = { plan->params, plan->cache, plan->shard, plan->acc,
+                                   plan->total, plan->inbox, plan->overflow, plan->out };
+
+        for (size_t i = 0; i < AE_ARRAY_LEN(parts); i++) {
+                bool wraps = ae_add_overflows(plan->sum, parts[i], &plan->sum);
+
+                assert(!wraps);
+        }
 }
 
 /* What the put of the initial values takes: a region at rank 0's node, its part at each owner. */
@@ -162,10 +184,11 @@ static int make_plan(struct ae_job *job, struct plan *plan)
         plan->acc = job->n_local_groups * layout->n_grad * sizeof(float);
         plan->total = layout->node_state_n[node] * sizeof(float);
         plan->inbox = n_peers * slots * job->slot_len;
-        plan->overflow = plan_overflow(job);
         plan->out = grad_wire(job) == AE_DTYPE_BF16 ? plan->inbox : 0;
-        plan->sum = plan->params + plan->cache + plan->shard + plan->acc + plan->total +
-                    plan->inbox + plan->overflow + plan->out;
+        r = plan_overflow(job, plan);
+        if (r < 0)
+                return r;
+        add_up(plan);
         plan->initial = plan_initial(job);
         return 0;
 }

@@ -88,10 +88,27 @@ static void close_rank(struct ae_worker *worker)
                 send_end(job);
 }
 
+/* So that no sum of them wraps, at its node or at the decider. */
+static int check_numbers(const struct ae_local_step *step)
+{
+        bool fits = step->tokens <= AE_WIRE_COUNT_MAX && step->micro_batches <= AE_WIRE_COUNT_MAX;
+
+        for (uint32_t i = 0; fits && i < step->n_counts; i++)
+                fits = step->counts[i] <= AE_WIRE_COUNT_MAX;
+        if (!fits)
+                return ae_fail(AE_EPROTO, "its step request counts more than %" PRIu64
+                               " tokens or micro-batches", AE_WIRE_COUNT_MAX);
+        if (!ae_longacc_below(&step->expert_norm2, AE_WIRE_RANK_NORM2))
+                return ae_fail(AE_EPROTO, "its step request has an expert norm2 of 2^%d or more",
+                               AE_WIRE_RANK_NORM2);
+        return 0;
+}
+
 int ae_round_step(struct ae_worker *worker, uint64_t round)
 {
         const struct ae_local_page *page = (const struct ae_local_page *)worker->page->base;
         struct ae_local_step *step = worker->step;
+        int r;
 
         if (round < worker->job->round)
                 return 0; /* a put has taken it: the page may hold the next request by now */
@@ -105,10 +122,10 @@ int ae_round_step(struct ae_worker *worker, uint64_t round)
             step->ask.n_groups > AE_WIRE_MAX_GROUPS)
                 return ae_fail(AE_EPROTO, "its step request has %u counts and %u groups",
                                step->n_counts, step->ask.n_groups);
-        if (!ae_longacc_below(&step->expert_norm2, AE_WIRE_RANK_NORM2))
-                return ae_fail(AE_EPROTO, "its step request has an expert norm2 of 2^%d or more",
-                               AE_WIRE_RANK_NORM2);
         memcpy(step->counts, page->step.counts, step->n_counts * sizeof(step->counts[0]));
+        r = check_numbers(step);
+        if (r < 0)
+                return r;
         step->bad_text[sizeof(step->bad_text) - 1] = '\0';
         if (round > worker->job->round || step->round != round)
                 return ae_fail(AE_EPROTO,
@@ -435,10 +452,17 @@ static void add_norm2(struct ae_longacc *sum, const struct ae_wire_vote *vote)
                 ae_longacc_join(sum, &parts[i]);
 }
 
-static bool fits(const struct ae_wire_vote *vote)
+static bool fits(const struct ae_wire_vote *vote, uint32_t n_ranks)
 {
         const struct ae_longacc parts[] = { vote->norm2, vote->expert_norm2 };
+        uint64_t most = n_ranks * AE_WIRE_COUNT_MAX;
 
+        if (vote->tokens > most || vote->micro_batches > most)
+                return false;
+        for (uint32_t i = 0; i < vote->n_counts; i++) {
+                if (vote->counts[i] > most)
+                        return false;
+        }
         return ae_longacc_below(&parts[0], AE_WIRE_NODE_NORM2) &&
                ae_longacc_below(&parts[1], AE_WIRE_NODE_NORM2);
 }
@@ -484,7 +508,8 @@ static int on_vote(struct ae_job *job, uint32_t node, const struct ae_wire_vote 
 
         if (!ae_core_is_decider(job->core) || len < sizeof(*vote) ||
             (vote->n_counts && vote->n_counts != job->n_buffer_counts) ||
-            len - sizeof(*vote) < vote->n_counts * sizeof(uint64_t) || !fits(vote) || peer->voted)
+            len - sizeof(*vote) < vote->n_counts * sizeof(uint64_t) ||
+            !fits(vote, peer->n_ranks) || peer->voted)
                 return ae_fail(AE_EPROTO, "VOTE from node %u does not fit", node);
         if (peer->vote_len < len) {
                 ae_table_free(job->core, peer->vote);

@@ -372,18 +372,22 @@ static int take_put(struct ae_request *request, const Autoep__Put *put, int fd)
         return r;
 }
 
-static void pause_note(struct ae_worker *worker, const Autoep__Pause *pause)
+static int pause_note(struct ae_worker *worker, const Autoep__Pause *pause)
 {
         Autoep__PauseNote note = AUTOEP__PAUSE_NOTE__INIT;
         Autoep__Done done = AUTOEP__DONE__INIT;
         struct ae_core_options *options = &worker->core->options;
 
+        if (pause->seconds > AE_WIRE_PAUSE_MAX_S)
+                return ae_fail(AE_EINVAL, "a pause of %u s: the limit is %u", pause->seconds,
+                               AE_WIRE_PAUSE_MAX_S);
         note.rank = worker->rank;
         note.seconds = pause->seconds;
         note.reason = pause->reason;
         ae_job_control(worker->job, 0, AE_CONTROL_PAUSE_NOTE, &note.base);
         done.id = pause->id;
         options->ops->worker_send(options->user, worker, AE_CONTROL_DONE, &done.base, NULL, 0);
+        return 0;
 }
 
 static uint64_t id_of(uint32_t type, const ProtobufCMessage *message)
@@ -415,10 +419,8 @@ static int take_request(struct ae_worker *worker, uint32_t type, const ProtobufC
         r = check_ready(worker);
         if (r < 0)
                 return r;
-        if (type == AE_CONTROL_PAUSE) {
-                pause_note(worker, (const Autoep__Pause *)message);
-                return 0;
-        }
+        if (type == AE_CONTROL_PAUSE)
+                return pause_note(worker, (const Autoep__Pause *)message);
         request = new_request(worker, put, id_of(type, message));
         r = put ? take_put(request, (const Autoep__Put *)message, *fd)
                 : take_get(request, (const Autoep__Get *)message, *fd);

@@ -188,7 +188,8 @@ void ae_round_pause(struct ae_job *job, const Autoep__PauseNote *note)
         member->pause_until_ns = job->core->now_ns + pause_ns;
         if (!ae_core_is_decider(job->core))
                 return;
-        job->pause_ns += pause_ns;
+        if (ae_add_overflows(job->pause_ns, pause_ns, &job->pause_ns))
+                job->pause_ns = UINT64_MAX;
         for (uint32_t node = 1; node < job->core->options.n_nodes; node++)
                 ae_job_control(job, node, AE_CONTROL_PAUSE_NOTE, &note->base);
         send_round(job);

@@ -72,6 +72,7 @@ static void wrong_requests_are_refused(void **state)
 {
         struct fake_daemon *d = *state;
         struct autoep_hyper hyper[2] = { { .lr = NAN }, { .lr = 1 } };
+        static const uint64_t counts[4] = { 0, 1, AE_WIRE_COUNT_MAX + 1, 0 };
         struct autoep_verdict v = AUTOEP_VERDICT_INIT;
         struct autoep_step good = job_step();
         struct autoep_step step = good;
@@ -91,6 +92,15 @@ static void wrong_requests_are_refused(void **state)
         step = good;
         step.balance_rate = 0.1; /* without counts */
         assert_int_equal(autoep_step(h, &step, 100, &v), AUTOEP_EINVAL);
+        step = good;
+        step.tokens = UINT64_MAX;
+        assert_int_equal(autoep_step(h, &step, 100, &v), AUTOEP_EINVAL);
+        job_assert_error_names("tokens is 18446744073709551615, the limit is 140737488355328");
+        step = good;
+        step.counts = counts;
+        step.n_counts = 4;
+        assert_int_equal(autoep_step(h, &step, 100, &v), AUTOEP_EINVAL);
+        job_assert_error_names("counts[2] is 140737488355329 tokens");
         step = good;
         step.max_norm = -1;
         assert_int_equal(autoep_step(h, &step, 100, &v), AUTOEP_EINVAL);

@@ -345,6 +345,108 @@ static void test_bad_models(void **state)
         }
 }
 
+static void vast_overflow(Autoep__Model *model)
+{
+        model->overflow_len = UINT64_MAX - 8191;
+        model->cache_len = 8 * AE_MIB;
+}
+
+static void vast_cache(Autoep__Model *model)
+{
+        model->cache_len = UINT64_MAX;
+}
+
+static void vast_exchange(Autoep__Model *model)
+{
+        model->exchange_len = UINT64_C(1) << 63;
+}
+
+static void vast_budget(Autoep__Model *model)
+{
+        model->budget_len = UINT64_MAX;
+}
+
+/* Lengths with which sizes would wrap: refused by name, not taken for small ones. */
+static void test_vast_models(void **state)
+{
+        static const struct {
+                void (*change)(Autoep__Model *model);
+                const char *words;
+        } cases[] = {
+                { vast_overflow, "overflow_len of 18446744073709543424 bytes" },
+                { vast_cache, "cache_len of 18446744073709551615 bytes" },
+                { vast_exchange, "exchange_len of 9223372036854775808 bytes" },
+                { vast_budget, NULL },
+        };
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(cases); i++) {
+                struct bed *bed = bed_new(1, AE_GIB);
+                struct bed_worker *worker = NULL;
+
+                assert_int_equal(bed_rank(bed, 0, 0, 1, &worker), 0);
+                bed_register(worker, cases[i].change);
+                if (cases[i].words) {
+                        assert_int_equal(worker->type, AE_CONTROL_ERROR);
+                        assert_int_equal(worker->status, AE_EINVAL);
+                        assert_says(worker->text, cases[i].words);
+                } else {
+                        assert_int_equal(worker->type, AE_CONTROL_REGISTERED);
+                }
+                bed_free(bed);
+        }
+}
+
+static void half_cache(Autoep__Model *model)
+{
+        model->cache_len = 147 * 4096; /* the largest unit, not both */
+}
+
+/* Ranks that may hold everything need room for everything, whatever number says so. */
+static void test_vast_allowance(void **state)
+{
+        struct bed *bed = bed_new(1, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        for (uint32_t rank = 0; rank < 2; rank++) {
+                assert_int_equal(bed_rank(bed, 0, rank, 2, &worker), 0);
+                worker->worker->hold_len = UINT64_C(1) << 63;
+        }
+        for (uint32_t rank = 0; rank < 2; rank++)
+                bed_register(&bed->workers[rank], half_cache);
+        for (uint32_t rank = 0; rank < 2; rank++) {
+                assert_int_equal(bed->workers[rank].type, AE_CONTROL_ERROR);
+                assert_int_equal(bed->workers[rank].status, AE_EBUDGET);
+                assert_says(bed->workers[rank].text, "cache_len 602112 on node 0");
+        }
+        bed_free(bed);
+}
+
+/* The largest model there may be, with as many ranks of it on one node. */
+static void test_vast_overflow_by_default(void **state)
+{
+        struct ae_layout_unit unit = { .name = (char *)(uintptr_t)"u" };
+        struct ae_layout layout = { .n_units = 1, .units = &unit,
+                                    .n_grad = AE_LAYOUT_MAX_LEN / 2,
+                                    .node_state_n = (uint64_t[]){ 0 },
+                                    .node_weight_len = (uint64_t[]){ 0 } };
+        Autoep__Model message = AUTOEP__MODEL__INIT;
+        struct ae_model model = { .message = &message };
+        struct bed *bed = bed_new(1, AE_GIB);
+        struct ae_job job = { .core = bed->nodes[0].core, .layout = &layout, .model = &model,
+                              .n_local = AE_WIRE_MAX_WORLD };
+
+        (void)state;
+        message.grad_wire = AE_DTYPE_F32;
+        job.locals = calloc(job.n_local, sizeof(*job.locals));
+        assert_non_null(job.locals);
+        assert_int_equal(ae_memory_new(&job), AE_EINVAL);
+        assert_says(ae_error_text(), "set overflow_len");
+        free(job.locals);
+        bed_free(bed);
+}
+
 /* ---- large records ------------------------------------------------------------------------ */
 
 #define MANY_N 53000u
@@ -550,6 +652,8 @@ int main(void)
                 cmocka_unit_test(test_budget),
                 cmocka_unit_test(test_initial_values_too_large),
                 cmocka_unit_test(test_bad_models),
+                cmocka_unit_test(test_vast_models), cmocka_unit_test(test_vast_allowance),
+                cmocka_unit_test(test_vast_overflow_by_default),
                 cmocka_unit_test(test_many_tensors),
                 cmocka_unit_test(test_record_too_long),
                 cmocka_unit_test(test_ranks_differ),

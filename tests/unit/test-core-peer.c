@@ -291,6 +291,29 @@ static void test_bad_norms(void **state)
         bed_free(bed);
 }
 
+/* Sums of counts that no ranks give: those of all nodes would wrap. One rank a node here. */
+static void test_bad_counts(void **state)
+{
+        struct bed *bed = bed_new_live(3);
+        union msg msg;
+        size_t len = make(bed, 0, AE_WIRE_VOTE, &msg);
+
+        (void)state;
+        msg.vote.tokens = UINT64_MAX;
+        assert_breach(bed, 1, 0, &msg, len);
+        msg.vote.tokens = AE_WIRE_COUNT_MAX + 1;
+        assert_breach(bed, 1, 0, &msg, len);
+        msg.vote.tokens = AE_WIRE_COUNT_MAX;
+        msg.vote.micro_batches = UINT64_MAX;
+        assert_breach(bed, 1, 0, &msg, len);
+        msg.vote.micro_batches = 1;
+        msg.vote.counts[BED_BIAS_N - 1] = UINT64_MAX;
+        assert_breach(bed, 1, 0, &msg, len);
+        msg.vote.counts[BED_BIAS_N - 1] = AE_WIRE_COUNT_MAX;
+        assert_int_equal(bed_inject(bed, 1, 0, &msg, len), 0);
+        bed_free(bed);
+}
+
 static void test_twice(void **state)
 {
         struct bed *bed = bed_new_live(3);
@@ -477,7 +500,8 @@ static int send_invented(struct bed *bed, uint32_t from, uint32_t to)
         return r;
 }
 
-static int send_pause(struct bed *bed, uint32_t from, uint32_t to, uint32_t rank)
+static int send_pause(struct bed *bed, uint32_t from, uint32_t to, uint32_t rank,
+                      uint32_t seconds)
 {
         Autoep__PauseNote note = AUTOEP__PAUSE_NOTE__INIT;
         struct ae_wire_head head = { .op = AE_WIRE_CONTROL, .type = AE_CONTROL_PAUSE_NOTE,
@@ -485,7 +509,7 @@ static int send_pause(struct bed *bed, uint32_t from, uint32_t to, uint32_t rank
         char bytes[sizeof(head) + 100];
 
         note.rank = rank;
-        note.seconds = 60;
+        note.seconds = seconds;
         note.reason = (char *)(uintptr_t)"checkpoint";
         memcpy(bytes, &head, sizeof(head));
         ae_control_pack(&note.base, (uint8_t *)bytes + sizeof(head));
@@ -498,12 +522,13 @@ static void test_bad_pauses(void **state)
         struct bed *bed = bed_new_live(3);
 
         (void)state;
-        assert_int_equal(send_pause(bed, 1, 0, 2), AE_EPROTO);
-        assert_int_equal(send_pause(bed, 1, 0, bed_job(bed, 0)->world), AE_EPROTO);
-        assert_int_equal(send_pause(bed, 0, 1, bed_job(bed, 0)->world), AE_EPROTO);
-        assert_int_equal(send_pause(bed, 2, 1, 2), AE_EPROTO);
+        assert_int_equal(send_pause(bed, 1, 0, 2, 60), AE_EPROTO);
+        assert_int_equal(send_pause(bed, 1, 0, bed_job(bed, 0)->world, 60), AE_EPROTO);
+        assert_int_equal(send_pause(bed, 0, 1, bed_job(bed, 0)->world, 60), AE_EPROTO);
+        assert_int_equal(send_pause(bed, 2, 1, 2, 60), AE_EPROTO);
+        assert_int_equal(send_pause(bed, 1, 0, 1, AE_WIRE_PAUSE_MAX_S + 1), AE_EPROTO);
         assert_int_equal(ae_wait_pause_ns(bed_job(bed, 0), 1), 0);
-        assert_int_equal(send_pause(bed, 1, 0, 1), 0);
+        assert_int_equal(send_pause(bed, 1, 0, 1, 60), 0);
         for (uint32_t node = 0; node < 3; node++)
                 assert_true(ae_wait_pause_ns(bed_job(bed, node), 1) > 0);
         bed_free(bed);
@@ -681,7 +706,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_truncated),      cmocka_unit_test(test_not_the_decider),
                 cmocka_unit_test(test_decider_out_of_turn), cmocka_unit_test(test_bad_fields),
-                cmocka_unit_test(test_bad_norms),
+                cmocka_unit_test(test_bad_norms), cmocka_unit_test(test_bad_counts),
                 cmocka_unit_test(test_bad_joins), cmocka_unit_test(test_too_many_jobs),
                 cmocka_unit_test(test_bad_pauses),
                 cmocka_unit_test(test_wants_without_end),

@@ -229,6 +229,17 @@ static void test_steps(void **state)
         step->expert_norm2.limb[9] = UINT64_MAX;
         assert_nonsense(bed, &ask);
         memset(&step->expert_norm2, 0, sizeof(step->expert_norm2));
+        step->tokens = AE_WIRE_COUNT_MAX + 1; /* of all ranks they would wrap */
+        assert_nonsense(bed, &ask);
+        step->tokens = 0;
+        step->micro_batches = UINT64_MAX;
+        assert_nonsense(bed, &ask);
+        step->micro_batches = 0;
+        step->n_counts = BED_BIAS_N;
+        step->counts[BED_BIAS_N - 1] = UINT64_MAX;
+        assert_nonsense(bed, &ask);
+        step->counts[BED_BIAS_N - 1] = 0;
+        step->n_counts = 0;
         step->round = ++ask.token; /* one that has not come */
         assert_nonsense(bed, &ask);
         step->round = --ask.token;

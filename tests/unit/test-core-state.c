@@ -477,10 +477,32 @@ static void test_put_during_step(void **state)
         bed_free(bed);
 }
 
+/* A pause beyond the limit is refused by name, one at it is passed on, and they never wrap. */
+static void test_long_pause(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        Autoep__Pause pause = AUTOEP__PAUSE__INIT;
+
+        (void)state;
+        pause.id = 9;
+        pause.reason = (char *)(uintptr_t)"a long walk";
+        pause.seconds = AE_WIRE_PAUSE_MAX_S + 1;
+        say(&bed->workers[1], AE_CONTROL_PAUSE, &pause.base, -1);
+        assert_int_equal(bed->workers[1].status, AE_EINVAL);
+        assert_says(bed->workers[1].text, "a pause of 604801 s: the limit is 604800");
+        pause.seconds = AE_WIRE_PAUSE_MAX_S;
+        bed_job(bed, 0)->pause_ns = UINT64_MAX - 1;
+        say(&bed->workers[1], AE_CONTROL_PAUSE, &pause.base, -1);
+        assert_int_equal(bed->workers[1].type, AE_CONTROL_DONE);
+        bed_run(bed);
+        assert_true(bed_job(bed, 0)->pause_ns == UINT64_MAX);
+        bed_free(bed);
+}
+
 int main(void)
 {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_surplus_notes),
+                cmocka_unit_test(test_surplus_notes), cmocka_unit_test(test_long_pause),
                 cmocka_unit_test(test_fetch_refused), cmocka_unit_test(test_too_many_fetches),
                 cmocka_unit_test(test_replies_to_a_put),
                 cmocka_unit_test(test_transfers_count),

@@ -151,23 +151,39 @@ static void test_refused(void **state)
         }
 }
 
-/* Sizes of parts are worked out from it, in fewer bits. */
-static void test_long_slots(void **state)
+/* Sizes of parts and regions are worked out from them: no sum or product of theirs may wrap. What
+ * is only compared may have any value. */
+static void test_lens(void **state)
 {
-        static const uint64_t lens[] = { AE_MODEL_SLOT_LEN_MAX + 1, UINT64_C(1) << 40, UINT64_MAX };
-        Autoep__Model *message = make_message();
-        struct ae_model *model = NULL;
+#define LEN(name, max) { #name, offsetof(Autoep__Model, name), max }
+        static const struct {
+                const char *name;
+                size_t off;
+                uint64_t max;
+        } cases[] = {
+                LEN(slot_len, AE_MODEL_SLOT_LEN_MAX),     LEN(overflow_len, AE_MODEL_MEMORY_MAX),
+                LEN(cache_len, AE_MODEL_MEMORY_MAX),      LEN(exchange_len, AE_MODEL_EXCHANGE_MAX),
+                LEN(budget_len, UINT64_MAX),
+        };
+#undef LEN
 
         (void)state;
-        message->slot_len = AE_MODEL_SLOT_LEN_MAX;
-        assert_int_equal(ae_model_new(message, &model), 0);
-        model = ae_model_free(model);
-        for (size_t i = 0; i < AE_ARRAY_LEN(lens); i++) {
-                message = make_message();
-                message->slot_len = lens[i];
-                assert_int_equal(ae_model_new(message, &model), AE_EINVAL);
-                assert_non_null(strstr(ae_error_text(), "inbox slots of"));
-                assert_null(model);
+        for (size_t i = 0; i < AE_ARRAY_LEN(cases); i++) {
+                const uint64_t wrong[] = { cases[i].max + 1, UINT64_C(1) << 63, UINT64_MAX - 4094,
+                                           UINT64_MAX };
+                Autoep__Model *message = make_message();
+                struct ae_model *model = NULL;
+
+                *(uint64_t *)(void *)((char *)message + cases[i].off) = cases[i].max;
+                assert_int_equal(ae_model_new(message, &model), 0);
+                model = ae_model_free(model);
+                for (size_t k = 0; cases[i].max < UINT64_MAX && k < AE_ARRAY_LEN(wrong); k++) {
+                        message = make_message();
+                        *(uint64_t *)(void *)((char *)message + cases[i].off) = wrong[k];
+                        assert_int_equal(ae_model_new(message, &model), AE_EINVAL);
+                        assert_non_null(strstr(ae_error_text(), cases[i].name));
+                        assert_null(model);
+                }
         }
 }
 
@@ -364,7 +380,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_defaults),         cmocka_unit_test(test_round_trip),
-                cmocka_unit_test(test_refused),          cmocka_unit_test(test_long_slots),
+                cmocka_unit_test(test_refused),          cmocka_unit_test(test_lens),
                 cmocka_unit_test(test_too_many_dims),
                 cmocka_unit_test(test_every_number),     cmocka_unit_test(test_names_and_shapes),
                 cmocka_unit_test(test_initial_values),   cmocka_unit_test(test_uses),
