@@ -6,10 +6,12 @@
 #include "server/config.h"
 #include "server/daemon.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 static struct ae_daemon *running;
 
@@ -28,6 +30,26 @@ static void catch_signals(void)
         signal(SIGPIPE, SIG_IGN);
 }
 
+/* The soft limit keeps programs that use select() safe, which this one doesn't: a connection to a
+ * peer, a worker and a job take several descriptors each. */
+static void raise_limits(void)
+{
+        struct rlimit limit;
+        rlim_t old;
+
+        if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur == limit.rlim_max)
+                return;
+        old = limit.rlim_cur;
+        limit.rlim_cur = limit.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+                ae_log_warn("cannot raise its limit of open files from=%llu to=%llu: %s",
+                            (unsigned long long)old, (unsigned long long)limit.rlim_max,
+                            strerror(errno));
+        else
+                ae_log_info("raised its limit of open files from=%llu to=%llu",
+                            (unsigned long long)old, (unsigned long long)limit.rlim_max);
+}
+
 int main(int argc, char **argv)
 {
         struct ae_config config;
@@ -36,6 +58,7 @@ int main(int argc, char **argv)
         if (r == 0) {
                 ae_ops(); /* ends the process if AUTOEP_CPU names none that there is */
                 ae_log_init("autoepd", config.log_level);
+                raise_limits();
                 r = ae_daemon_new(&config, &running);
         }
         if (r < 0)

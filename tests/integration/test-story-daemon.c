@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -124,6 +125,31 @@ static void test_bad_kernels(void **state)
         unsetenv("AUTOEP_CPU");
 }
 
+/* ---- limits ------------------------------------------------------------------------------ */
+
+/* A shell's soft limit is there for programs that select(); the daemon takes all that it may. */
+static void test_takes_all_descriptors(void **state)
+{
+        struct proc_bed *bed = *state;
+        struct rlimit old, low, got;
+        char text[128];
+
+        assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+        assert_true(old.rlim_max > 256);
+        low = (struct rlimit){ .rlim_cur = 256, .rlim_max = old.rlim_max };
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+        bed->n_nodes = 1;
+        proc_daemon_start(bed, 0);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+        assert_int_equal(prlimit(bed->daemons[0].pid, RLIMIT_NOFILE, NULL, &got), 0);
+        assert_int_equal(got.rlim_cur, old.rlim_max);
+        assert_int_equal(got.rlim_max, old.rlim_max);
+        (void)snprintf(text, sizeof(text), "raised its limit of open files from=256 to=%llu",
+                       (unsigned long long)old.rlim_max);
+        assert_true(proc_daemon_log_has(bed, 0, text));
+        assert_int_equal(proc_daemon_signal(bed, 0, SIGTERM), 0);
+}
+
 /* ---- the socket -------------------------------------------------------------------------- */
 
 static void test_plain_file_is_left_alone(void **state)
@@ -234,6 +260,7 @@ int main(void)
                 STORY(test_bad_flags),
                 STORY(test_bad_files),
                 STORY(test_bad_kernels),
+                STORY(test_takes_all_descriptors),
                 STORY(test_plain_file_is_left_alone),
                 STORY(test_two_daemons_at_one_socket),
                 STORY(test_stale_socket_is_replaced),
