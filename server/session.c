@@ -151,6 +151,11 @@ static void end_silent(struct ae_sessions *sessions)
         }
 }
 
+static bool is_out_of_room(int error)
+{
+        return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
 /*
  * Without a descriptor for it a connection would stay at the head of the queue and wake the loop
  * without end. The one in reserve lets who connects hear why it can't be served; when that is gone
@@ -161,13 +166,13 @@ static int accept_one(struct ae_sessions *sessions)
         int flags = SOCK_CLOEXEC | SOCK_NONBLOCK;
         int fd = accept4(sessions->fd, NULL, NULL, flags);
 
-        if (fd >= 0 || (errno != EMFILE && errno != ENFILE))
+        if (fd >= 0 || !is_out_of_room(errno))
                 return fd;
         if (sessions->spare >= 0) {
                 ae_cleanup_close(&sessions->spare);
                 sessions->spare = -1;
                 fd = accept4(sessions->fd, NULL, NULL, flags);
-                if (fd >= 0 || (errno != EMFILE && errno != ENFILE))
+                if (fd >= 0 || !is_out_of_room(errno))
                         return fd;
         }
         ae_log_warn("accepts no session until one of %u ends: %s", sessions->n, strerror(errno));

@@ -15,6 +15,7 @@
 
 void ae_door_retry(struct ae_door *door)
 {
+        door->starved = false;
         if (door->listener.fd >= 0)
                 ae_wait_again(door->wait, &door->listener);
 }
@@ -126,6 +127,17 @@ static void let_in(struct ae_door *door, int fd)
         guest = NULL; /* the door owns it */
 }
 
+/* The set is edge-triggered: what is left in the queue shows by itself only with the next guest. */
+static void cannot_accept(struct ae_door *door, int error)
+{
+        if (error == EAGAIN)
+                return;
+        if (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM)
+                door->starved = true; /* who comes waits, until there is room again */
+        else
+                ae_wait_again(door->wait, &door->listener); /* that one is gone; others may wait */
+}
+
 static void on_listener(struct ae_source *source)
 {
         struct ae_door *door = ae_container_of(source, struct ae_door, listener);
@@ -134,7 +146,7 @@ static void on_listener(struct ae_source *source)
                 int fd = accept4(source->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
                 if (fd < 0)
-                        return; /* none, or out of descriptors: then ae_door_retry() */
+                        return cannot_accept(door, errno);
                 let_in(door, fd);
         }
 }

@@ -32,6 +32,7 @@ struct ae_door {
         struct ae_list guests;
         struct ae_list gone; /* freed when their REFUSED is handed out */
         uint32_t n_guests;
+        bool starved; /* without a descriptor or memory for the next one: every poll looks again */
         uint8_t kind_a, kind_b; /* of hello that guests may say; kind_a is the answer's */
         /* Sets up and checks a fresh socket. */
         int (*admit)(int fd);

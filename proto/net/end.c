@@ -83,6 +83,8 @@ int ae_end_poll(struct ae_net *net, struct ae_net_event *events, int n_max)
 
         if (ae_evq_empty(&end->events)) {
                 reap(end);
+                if (end->door.starved)
+                        ae_door_retry(&end->door);
                 end->ops->round(end);
         }
         n = ae_evq_pop(&end->events, events, n_max);

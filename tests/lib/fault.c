@@ -6,12 +6,18 @@
 #include "tests/lib/test.h"
 
 #include <errno.h>
+#include <sys/socket.h>
 
 static _Thread_local struct {
         uint64_t nth; /* 0: disarmed */
         uint64_t count;
         bool fired;
 } fault;
+
+static _Thread_local struct {
+        int error;
+        uint64_t n_left, count;
+} accepts;
 
 void *__real_malloc(size_t len);
 void *__real_calloc(size_t n, size_t len);
@@ -22,6 +28,8 @@ char *__real_strndup(const char *string, size_t len);
 int __real_posix_memalign(void **ret, size_t align, size_t len);
 void *__real_aligned_alloc(size_t align, size_t len);
 
+int __real_accept4(int fd, struct sockaddr *address, socklen_t *len, int flags);
+
 void *__wrap_malloc(size_t len);
 void *__wrap_calloc(size_t n, size_t len);
 void *__wrap_realloc(void *old, size_t len);
@@ -30,6 +38,7 @@ char *__wrap_strdup(const char *string);
 char *__wrap_strndup(const char *string, size_t len);
 int __wrap_posix_memalign(void **ret, size_t align, size_t len);
 void *__wrap_aligned_alloc(size_t align, size_t len);
+int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *len, int flags);
 
 /* Counts one allocation and says whether it is the one to fail. */
 static bool fails(void)
@@ -81,6 +90,16 @@ void *__wrap_aligned_alloc(size_t align, size_t len)
         return fails() ? NULL : __real_aligned_alloc(align, len);
 }
 
+int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *len, int flags)
+{
+        accepts.count++;
+        if (!accepts.n_left)
+                return __real_accept4(fd, address, len, flags);
+        accepts.n_left--;
+        errno = accepts.error;
+        return -1;
+}
+
 void fault_alloc_arm(uint64_t nth)
 {
         fault.nth = nth;
@@ -114,4 +133,16 @@ uint64_t fault_alloc_sweep(int (*attempt)(void *arg), void *arg, int expected)
                         fail_msg("with allocation %llu failing: got %d, expected %d",
                                  (unsigned long long)nth, r, expected);
         }
+}
+
+void fault_accept_arm(int error, uint64_t n)
+{
+        accepts.error = error;
+        accepts.n_left = n;
+        accepts.count = 0;
+}
+
+uint64_t fault_accept_count(void)
+{
+        return accepts.count;
 }

@@ -2,8 +2,9 @@
 /*
  * Makes an allocation fail: the Nth call of malloc, calloc, realloc, reallocarray, strdup, strndup,
  * posix_memalign or aligned_alloc that the calling thread makes from the program's own objects and
- * static libraries. Allocations inside shared libraries aren't seen. A test gets this with the
- * meson dependency `fault`, which wraps those symbols at link time.
+ * static libraries. Allocations inside shared libraries aren't seen. And makes accept4() fail, with
+ * errors that a test can't bring about. A test gets this with the meson dependency `fault`, which
+ * wraps those symbols at link time.
  */
 #pragma once
 
@@ -23,3 +24,8 @@ uint64_t fault_alloc_count(void);
  * frees what it made; a leak shows under the address sanitizer. Returns how many runs failed.
  */
 uint64_t fault_alloc_sweep(int (*attempt)(void *arg), void *arg, int expected);
+
+/* The next @n calls of accept4() by this thread fail with @error and take nothing; 0: none. */
+void fault_accept_arm(int error, uint64_t n);
+/* Calls of accept4() since then, with those that did not fail. */
+uint64_t fault_accept_count(void);

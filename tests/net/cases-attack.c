@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include "proto/net/shm.h"
 #include "proto/net/tcp-addr.h"
 #include "proto/net/tcp.h"
+#include "tests/lib/fault.h"
 #include "tests/net/conformance.h"
 
 #define N_AHEAD 150 /* more than twice the striped puts that may be open */
@@ -176,6 +178,57 @@ void attack_crowd(void **state)
                 close(fds[i]);
         bed_wait(s.victim, AE_NET_EV_REFUSED, 150);
         bed_connect(bed_open(*state, 3), s.victim, NULL);
+        scene_close(&s);
+}
+
+/* --- guests that cannot be let in now --- */
+
+/* No descriptor is free: guests wait, nothing spins, and they are let in once there is one, though
+ * nothing else happens to the endpoint. */
+void no_descriptor_for_a_guest(void **state)
+{
+        struct rlimit old, none;
+        uint8_t noise[64] = { 0 };
+        struct scene s;
+        int fds[3];
+
+        scene_open(&s, *state, 0);
+        for (uint32_t i = 0; i < 3; i++)
+                fds[i] = raw_connect(&s);
+        assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+        none = old;
+        none.rlim_cur = (rlim_t)dup(fds[0]); /* the lowest that is free */
+        close((int)none.rlim_cur);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+        fault_accept_arm(0, 0);
+        for (uint32_t i = 0; i < 100; i++)
+                bed_turn(*state);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+        assert_in_range(fault_accept_count(), 1, 210); /* each endpoint once a turn at most */
+        for (uint32_t i = 0; i < 3; i++)
+                raw_send(fds[i], noise, sizeof(noise));
+        bed_wait(s.victim, AE_NET_EV_REFUSED, 3);
+        for (uint32_t i = 0; i < 3; i++)
+                close(fds[i]);
+        scene_close(&s);
+}
+
+/* What accept4() says of one of them is not about those behind it. */
+void guests_that_hang_up_in_the_queue(void **state)
+{
+        static const int errors[] = { ECONNABORTED, EPROTO, EPERM, ENETDOWN, EINTR, ENOBUFS };
+        uint8_t noise[64] = { 0 };
+        struct scene s;
+
+        scene_open(&s, *state, 0);
+        for (uint32_t i = 0; i < AE_ARRAY_LEN(errors); i++) {
+                int fd = raw_connect(&s);
+
+                raw_send(fd, noise, sizeof(noise));
+                fault_accept_arm(errors[i], 3);
+                bed_wait(s.victim, AE_NET_EV_REFUSED, i + 1);
+                close(fd);
+        }
         scene_close(&s);
 }
 

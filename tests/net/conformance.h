@@ -64,6 +64,8 @@
         X(attack_random_bytes)                                                                    \
         X(attack_silence)                                                                         \
         X(attack_crowd)                                                                           \
+        X(no_descriptor_for_a_guest)                                                              \
+        X(guests_that_hang_up_in_the_queue)                                                       \
         X(attack_bad_frames)                                                                      \
         X(attack_hang_up_midway)                                                                  \
         X(attack_data_stream_hangs_up_first)                                                      \
