@@ -23,6 +23,9 @@ static int explain_connect(int err, const char *path)
 {
         struct stat st;
 
+        if (stat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
+                return ae_fail(AE_ENOENT, "'%s' is not a socket: set $AUTOEP_SOCKET to that of "
+                               "autoepd", path);
         if (err == EACCES || err == EPERM)
                 return ae_fail(AE_EAUTH, "cannot connect to '%s': this user may not write to it",
                                path);
@@ -32,9 +35,9 @@ static int explain_connect(int err, const char *path)
         if (err == ENOENT || err == ENOTDIR)
                 return ae_fail(AE_ENOENT, "there is no socket '%s': start autoepd, or set "
                                "$AUTOEP_SOCKET", path);
-        if (err == ECONNREFUSED && stat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
-                return ae_fail(AE_ENOENT, "'%s' is not a socket: set $AUTOEP_SOCKET to that of "
-                               "autoepd", path);
+        if (err == EPROTOTYPE) /* of another type, as that of the shm transport is */
+                return ae_fail(AE_ENOENT, "'%s' is not autoepd's socket for workers: set "
+                               "$AUTOEP_SOCKET to that one", path);
         if (err == ECONNREFUSED)
                 return ae_fail(AE_ENOENT, "no daemon listens at '%s': start autoepd", path);
         return ae_fail_sys(err, "cannot connect to '%s'", path);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 struct link {
@@ -90,11 +91,27 @@ static int receive_all(const struct link *link, void *ret, size_t len)
         return 0;
 }
 
+static int explain_connect(int err, const char *path)
+{
+        struct stat st;
+
+        if (stat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
+                return ae_fail(AE_ELOST, "%s is not a socket", path);
+        if (err == EACCES || err == EPERM)
+                return ae_fail(AE_EAUTH, "cannot reach the daemon at %s: %s", path, strerror(err));
+        if (err == ENOENT || err == ENOTDIR)
+                return ae_fail(AE_ELOST, "there is no socket %s", path);
+        if (err == EPROTOTYPE) /* of another type, as that of the shm transport is */
+                return ae_fail(AE_ELOST, "%s is not autoepd's socket for workers", path);
+        if (err == ECONNREFUSED)
+                return ae_fail(AE_ELOST, "no daemon listens at %s", path);
+        return ae_fail(AE_ELOST, "cannot reach the daemon at %s: %s", path, strerror(err));
+}
+
 static int link_open(const char *socket_path, uint64_t timeout_ns, struct link *ret_link)
 {
         AE_CLEANUP(ae_cleanup_close) int fd = -1;
         struct sockaddr_un address = { .sun_family = AF_UNIX };
-        int err;
 
         if (strlen(socket_path) >= sizeof(address.sun_path))
                 return ae_fail(AE_EINVAL, "the socket's path %s is longer than %zu bytes",
@@ -103,11 +120,8 @@ static int link_open(const char *socket_path, uint64_t timeout_ns, struct link *
         fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (fd < 0)
                 return ae_fail_sys(errno, "cannot open a unix socket");
-        if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-                err = errno;
-                ae_fail_sys(err, "cannot reach the daemon at %s", socket_path);
-                return err == EACCES || err == EPERM ? AE_EAUTH : AE_ELOST;
-        }
+        if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+                return explain_connect(errno, socket_path);
         *ret_link = (struct link){ .fd = ae_steal_fd(&fd), .socket = socket_path,
                                    .deadline_ns = ae_now_ns() + timeout_ns };
         return 0;

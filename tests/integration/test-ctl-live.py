@@ -481,6 +481,41 @@ class OneNode(Case):
         self.end()
 
 
+class Astray(unittest.TestCase):
+    """What is asked for at a path where no daemon listens."""
+    def setUp(self):
+        self.dir = tempfile.mkdtemp(prefix="test-ctl.")
+        self.path = os.path.join(self.dir, "sock")
+
+    def tearDown(self):
+        shutil.rmtree(self.dir)
+
+    def unreachable(self, text, path=None):
+        path = path or self.path
+        done = subprocess.run([CTL, "-s", path, "status"], capture_output=True, text=True,
+                              timeout=DEADLINE, check=False)
+        self.assertEqual((done.returncode, done.stdout), (5, ""))
+        self.assertIn(path, done.stderr)
+        self.assertIn(text, done.stderr)
+        self.assertIn("try: ", done.stderr)
+
+    def test_paths(self):
+        self.unreachable("there is no socket")
+        self.unreachable("is not a socket", self.dir)
+        with open(self.path, "wb"):
+            pass
+        self.unreachable("is not a socket")
+        os.unlink(self.path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.bind(self.path)
+            sock.listen()
+            self.unreachable("is not autoepd's socket for workers")
+        os.unlink(self.path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.bind(self.path)
+        self.unreachable("no daemon listens")
+
+
 class Changing(Case):
     def test_from_joining_to_leaving(self):
         self.start()

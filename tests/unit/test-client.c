@@ -99,6 +99,20 @@ static void wrong_options_are_refused(void **state)
         fake_daemon_stop(d);
 }
 
+/* A socket of @type at @path, as another program has one. */
+static int listen_at(const char *path, int type)
+{
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+
+        assert_true(fd >= 0);
+        assert_true(strlen(path) < sizeof(address.sun_path));
+        strcpy(address.sun_path, path);
+        assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+        assert_int_equal(listen(fd, 1), 0);
+        return fd;
+}
+
 static void a_missing_daemon_is_named(void **state)
 {
         struct fake_daemon *d = fake_daemon_start(&(struct fake_config){ .world = 1 });
@@ -116,6 +130,15 @@ static void a_missing_daemon_is_named(void **state)
         close(fd);
         assert_int_equal(try_open(&options), AUTOEP_ENOENT);
         job_assert_error_names("not a socket");
+        options.socket = d->dir;
+        assert_int_equal(try_open(&options), AUTOEP_ENOENT);
+        job_assert_error_names("not a socket");
+        options.socket = path;
+        unlink(path);
+        fd = listen_at(path, SOCK_SEQPACKET);
+        assert_int_equal(try_open(&options), AUTOEP_ENOENT);
+        job_assert_error_names("not autoepd's socket for workers");
+        close(fd);
         unlink(path);
         fake_daemon_stop(d);
 }

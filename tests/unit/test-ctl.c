@@ -446,7 +446,7 @@ static void nobody_answers(void **state)
         assert_error(ask(&mute, "-T 0.05 jobs"), AE_CTL_EXIT_UNREACHABLE, "did not answer in time");
         assert_error(ask(&gone, "jobs"), AE_CTL_EXIT_UNREACHABLE, "hung up");
         assert_error(run("--socket /nowhere/s jobs"), AE_CTL_EXIT_UNREACHABLE,
-                     "cannot reach the daemon at /nowhere/s: No such file");
+                     "there is no socket /nowhere/s");
 }
 
 static void usage_errors(void **state)
