@@ -134,6 +134,18 @@ static int check_item(const struct ae_job *job, const Autoep__StateItem *item, b
         return 0;
 }
 
+/* There may be hundreds of thousands of them. */
+static void grow_stretches(struct ae_request *request)
+{
+        if (request->n_stretches < request->stretches_cap)
+                return;
+        request->stretches_cap = AE_MAX(2 * request->stretches_cap, 16u);
+        request->stretches = realloc(request->stretches,
+                                     request->stretches_cap * sizeof(*request->stretches));
+        if (!request->stretches)
+                abort();
+}
+
 /* Cuts one item at the borders of slices. */
 static void cut(struct ae_request *request, const Autoep__StateItem *item, uint64_t off)
 {
@@ -147,10 +159,7 @@ static void cut(struct ae_request *request, const Autoep__StateItem *item, uint6
                 const struct ae_layout_slice *slice = &layout->slices[s];
                 uint64_t n = AE_MIN(end, slice->first + slice->n) - first;
 
-                request->stretches = realloc(request->stretches, (request->n_stretches + 1) *
-                                                                         sizeof(struct ae_stretch));
-                if (!request->stretches)
-                        abort();
+                grow_stretches(request);
                 request->stretches[request->n_stretches++] = (struct ae_stretch){
                         .slice = s, .tensor = home->id, .what = item->what,
                         .first = first - home->first, .n = n, .off = off,

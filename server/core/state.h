@@ -33,8 +33,8 @@ struct ae_request {
         int fd;                   /* owned; get: where the worker wants it */
         struct ae_region *region; /* owned: the bytes */
         uint64_t len;
-        struct ae_stretch *stretches;
-        uint32_t n_stretches;
+        struct ae_stretch *stretches; /* owned */
+        uint32_t n_stretches, stretches_cap;
         uint64_t n_left;          /* stretches or stagings that have not come */
         uint32_t *due;            /* owned; per node: how many of these it still owes */
         struct ae_state_fetch *own; /* owned; get: what this node itself brings; NULL: it has */

@@ -186,14 +186,8 @@ static void get_many(struct bed_worker *worker, uint32_t n)
 }
 
 /* Gets that wait at an owner have a bound there; what is beyond is refused, the others go on. */
-/* Not under the address sanitizer, which takes minutes over its hundreds of MiB of small blocks. */
 static void test_too_many_fetches(void **state)
 {
-#ifdef __has_feature /* clang's, which builds with sanitizers */
-#if __has_feature(address_sanitizer)
-        skip();
-#endif
-#endif
         struct bed *bed = bed_new_live(2);
         struct ae_job *job = bed_job(bed, 0);
         struct bed_worker *worker = &bed->workers[1];
