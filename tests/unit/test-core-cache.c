@@ -117,6 +117,32 @@ static void test_range_waits_for_views(void **state)
         bed_free(bed);
 }
 
+/* Ranges that are held have all slots but those of the units, which nobody holds: they give way. */
+static void test_range_evicts_for_a_slot(void **state)
+{
+        struct bed *bed = bed_new_live(2);
+        struct bed_worker *worker = &bed->workers[0];
+        struct ae_job *job = bed_job(bed, 0);
+        struct ae_local_page *page = bed_page(worker);
+
+        (void)state;
+        for (uint32_t i = 0; i < job->n_slots; i++) {
+                const struct ae_local_cqe *cqe = &page->cq[i % AE_LOCAL_CQ_LEN];
+
+                post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .unit = V, .n = 64,
+                                                     .token = i });
+                bed_run(bed);
+                assert_int_equal(n_answers(worker), i + 1);
+                assert_int_equal(cqe->status, 0);
+                atomic_store(&page->cq_head, i + 1);
+                atomic_store(&page->holds[cqe->slot], 1);
+                post(worker, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = cqe->slot });
+        }
+        for (uint32_t u = 0; u < BED_UNITS; u++)
+                assert_int_equal(job->units[u].slot, AE_LOCAL_SLOT_NONE);
+        bed_free(bed);
+}
+
 /* One who waits and goes. */
 static void test_range_of_one_gone(void **state)
 {
@@ -153,6 +179,7 @@ int main(void)
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_range_waits_for_room),
                 cmocka_unit_test(test_range_waits_for_views),
+                cmocka_unit_test(test_range_evicts_for_a_slot),
                 cmocka_unit_test(test_range_of_one_gone),
                 cmocka_unit_test(test_range_of_a_failed_job),
         };
