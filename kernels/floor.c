@@ -66,15 +66,9 @@ static void c_floor_adamw(float *p, float *m, float *v, const float *g, ae_bf16 
         }
 }
 
-static void c_floor_copy(float *to, const float *from, size_t n)
-{
-        memcpy(to, from, n * sizeof(*to));
-}
-
 const struct ae_ops_floor ae_ops_floor_c = {
         .sum = c_floor_sum,
         .adamw = c_floor_adamw,
-        .copy = c_floor_copy,
 };
 
 void ae_floor_sum(const struct ae_ops_sum *sum)
@@ -86,9 +80,4 @@ void ae_floor_sum(const struct ae_ops_sum *sum)
 void ae_floor_adamw(float *p, float *m, float *v, const float *g, ae_bf16 *weight, size_t n)
 {
         ae_ops_variant()->floor->adamw(p, m, v, g, weight, n);
-}
-
-void ae_floor_copy(float *to, const float *from, size_t n)
-{
-        ae_ops_variant()->floor->copy(to, from, n);
 }

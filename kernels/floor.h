@@ -13,5 +13,3 @@
 void ae_floor_sum(const struct ae_ops_sum *sum);
 /* Reads and writes p, m and v, reads g, writes weight (may be NULL), n elements each. */
 void ae_floor_adamw(float *p, float *m, float *v, const float *g, ae_bf16 *weight, size_t n);
-/* Copies n elements. */
-void ae_floor_copy(float *to, const float *from, size_t n);

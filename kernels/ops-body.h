@@ -646,16 +646,7 @@ static void floor_adamw(float *p, float *m, float *v, const float *g, ae_bf16 *w
         stream_end(stream);
 }
 
-static void floor_copy(float *to, const float *from, size_t n)
-{
-        const struct ae_ops_input input = { .data = from, .dtype = AE_DTYPE_F32 };
-        const struct ae_ops_sum sum = { .acc = to, .n = n, .inputs = &input, .n_inputs = 1 };
-
-        floor_sum(&sum);
-}
-
 const struct ae_ops_floor OPS_FLOOR_TABLE = {
         .sum = floor_sum,
         .adamw = floor_adamw,
-        .copy = floor_copy,
 };

@@ -26,7 +26,6 @@ static inline bool ae_ops_add_block(struct ae_longacc *sum, double block)
 struct ae_ops_floor {
         void (*sum)(const struct ae_ops_sum *sum);
         void (*adamw)(float *p, float *m, float *v, const float *g, ae_bf16 *weight, size_t n);
-        void (*copy)(float *to, const float *from, size_t n);
 };
 
 struct ae_ops_variant {

@@ -26,7 +26,7 @@ static int daemon_alltoallv(struct ae_comm *comm, const void *send, const uint64
 {
         struct ae_comm_daemon *daemon = (struct ae_comm_daemon *)comm;
         int r = autoep_announce(daemon->handle, daemon->group, (enum autoep_collective)comm->kind,
-                                comm->id, comm->total);
+                                0, comm->total);
 
         if (r == 0)
                 r = autoep_exchange(daemon->handle, daemon->group, send, send_len, recv, recv_len,

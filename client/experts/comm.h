@@ -9,7 +9,7 @@
  * Every rank of the group takes part in every operation, in the same order, also with nothing to
  * send. An operation ends at its absolute deadline (ae_now_ns() time) with AE_ETIMEDOUT, or earlier
  * with AE_ELOST or AE_EMISMATCH, and the error text names the rank that was missing or differed.
- * Ranks that issue operations in different orders, or of different kinds, ids or sizes, get
+ * Ranks that issue operations in different orders, or of different kinds or sizes, get
  * AE_EMISMATCH. After an error the group is broken and must be formed again. One thread per struct
  * at a time; operations block.
  */
@@ -43,9 +43,8 @@ struct ae_comm {
         uint64_t *lens;     /* owned; 2 * size block lengths of composed operations */
         void *pieces;       /* owned; two pieces, NULL when size is 1 */
 
-        /* What runs, for a backend that compares it between ranks; id is the caller's to set. */
+        /* What runs, for a backend that compares it between ranks. */
         uint32_t kind;      /* enum ae_collective */
-        uint32_t id;        /* layer or tensor; 0 at first */
         uint64_t total;     /* bytes, where they are alike on all ranks; otherwise 0 */
 };
 

@@ -15,7 +15,5 @@ int ae_log_level_parse(const char *word, enum ae_log_level *ret_level);
 void ae_log(enum ae_log_level level, const char *format, ...)
         __attribute__((format(printf, 2, 3)));
 
-#define ae_log_error(...) ae_log(AE_LOG_ERROR, __VA_ARGS__)
 #define ae_log_warn(...) ae_log(AE_LOG_WARN, __VA_ARGS__)
 #define ae_log_info(...) ae_log(AE_LOG_INFO, __VA_ARGS__)
-#define ae_log_debug(...) ae_log(AE_LOG_DEBUG, __VA_ARGS__)

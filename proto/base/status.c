@@ -88,8 +88,3 @@ const char *ae_error_text(void)
 {
         return error_text;
 }
-
-void ae_error_clear(void)
-{
-        error_text[0] = '\0';
-}

@@ -60,4 +60,3 @@ int ae_failv(int status, const char *format, va_list args)
 
 /* The text of the thread's last ae_fail(), "" when there was none; valid until the next one. */
 const char *ae_error_text(void);
-void ae_error_clear(void);

@@ -142,7 +142,7 @@ struct sim_heap_item {
 
 struct ae_sim {
         struct ae_sim_params params;
-        uint64_t now, seq, n_run, epoch, next_conn_id;
+        uint64_t now, seq, epoch, next_conn_id;
         uint64_t random[4];
         struct sim_heap_item *heap; /* owned; 4-ary */
         size_t n_heap, heap_cap;

@@ -491,7 +491,6 @@ bool ae_sim_step(struct ae_sim *sim)
         __builtin_prefetch(sim->heap[0].event); /* the next one, most likely; cold among millions */
         assert(event->when >= sim->now);
         sim->now = event->when;
-        sim->n_run++;
         if (blocked(sim, event))
                 hold(sim, event);
         else if (!run_event(sim, event))
@@ -531,11 +530,6 @@ void ae_sim_cancel(struct ae_sim *sim, struct ae_sim_timer *timer)
 uint64_t ae_sim_now(const struct ae_sim *sim)
 {
         return sim->now;
-}
-
-uint64_t ae_sim_events(const struct ae_sim *sim)
-{
-        return sim->n_run;
 }
 
 int ae_sim_new(uint64_t seed, const struct ae_sim_params *params, struct ae_sim **ret_sim)

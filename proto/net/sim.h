@@ -38,7 +38,6 @@ struct ae_sim *ae_sim_free(struct ae_sim *sim);
 uint64_t ae_sim_now(const struct ae_sim *sim);
 /* From the run's generator: using it is part of what a seed replays. */
 uint64_t ae_sim_random(struct ae_sim *sim);
-uint64_t ae_sim_events(const struct ae_sim *sim); /* run so far */
 
 /* Runs the next event, moving the clock to it. False: there is none. */
 bool ae_sim_step(struct ae_sim *sim);
@@ -52,7 +51,8 @@ void ae_sim_after(struct ae_sim *sim, uint64_t delay_ns, void (*fn)(void *user),
 /* Harmless after it has run. */
 void ae_sim_cancel(struct ae_sim *sim, struct ae_sim_timer *timer);
 
-/* Traffic between the two is held back until healed; cut_ns later their connections break. */
+/* Traffic between the two is held back until healed; cut_ns later their connections break. For the
+ * tests of what the simulated network promises of a pair; simulated jobs place theirs. */
 void ae_sim_partition(struct ae_net *a, struct ae_net *b);
 void ae_sim_heal(struct ae_net *a, struct ae_net *b);
 /* The same for many: only endpoints in one group reach each other. All begin in group 0. */
