@@ -277,6 +277,23 @@ static bool is_answered(struct autoep *h, const struct ae_wait *wait)
         return request->state == REQUEST_ANSWERED;
 }
 
+/* Whoever asked is done with it: its answer, if that is there, is dropped, otherwise the request
+ * becomes @to. A thread that waits for a free one hears of it. */
+static void let_go(struct autoep *h, struct request *request, enum request_state to)
+{
+        bool was_full;
+
+        pthread_mutex_lock(&h->lock);
+        was_full = h->requests->n_free == 0;
+        if (request->state == REQUEST_ANSWERED)
+                finish(h, request);
+        else
+                request_move(h->requests, request, to);
+        pthread_mutex_unlock(&h->lock);
+        if (was_full)
+                ae_pump_kick(h);
+}
+
 static int ask(struct autoep *h, struct ae_local_sqe *sqe, const struct ae_deadline *deadline,
                struct request *request)
 {
@@ -286,19 +303,12 @@ static int ask(struct autoep *h, struct ae_local_sqe *sqe, const struct ae_deadl
         sqe->token = (uint64_t)request->generation << 32 | (uint32_t)(request - h->requests->items);
         r = ae_queue_post_wait(h, sqe, deadline);
         if (r < 0) {
-                pthread_mutex_lock(&h->lock);
-                request_move(h->requests, request, REQUEST_FREE);
-                pthread_mutex_unlock(&h->lock);
+                let_go(h, request, REQUEST_FREE);
                 return r;
         }
         r = ae_pump_wait(h, &wait);
-        pthread_mutex_lock(&h->lock);
-        /* The answer may have come between the end of the wait and here. */
-        if (r < 0 && request->state == REQUEST_ANSWERED)
-                finish(h, request);
-        else if (r < 0)
-                request_move(h->requests, request, REQUEST_ABANDONED);
-        pthread_mutex_unlock(&h->lock);
+        if (r < 0)
+                let_go(h, request, REQUEST_ABANDONED);
         return r;
 }
 
@@ -331,12 +341,5 @@ int ae_queue_request(struct autoep *h, struct ae_local_sqe *sqe, const struct ae
 
 void ae_queue_unpin(struct autoep *h, uint32_t index)
 {
-        bool was_full;
-
-        pthread_mutex_lock(&h->lock);
-        was_full = h->requests->n_free == 0;
-        finish(h, &h->requests->items[index]);
-        pthread_mutex_unlock(&h->lock);
-        if (was_full)
-                ae_pump_kick(h);
+        let_go(h, &h->requests->items[index], REQUEST_FREE);
 }
