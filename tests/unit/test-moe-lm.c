@@ -152,6 +152,7 @@ static void options_have_defaults_and_limits(void **state)
         assert_int_equal(parse(&options, "--check --steps 100 --lr 0.5"), 0);
         assert_true(options.steps == 6 && options.lr == 1e-3);
         assert_int_equal(parse(&options, "--check --reference"), AE_EINVAL);
+        assert_int_equal(parse(&options, "--check --trace x"), AE_EINVAL);
         assert_int_equal(parse(&options, "--batch 0"), AE_EINVAL);
         assert_int_equal(parse(&options, "--lr -1"), AE_EINVAL);
         assert_int_equal(parse(&options, "--weights fp16"), AE_EINVAL);

@@ -367,7 +367,7 @@ static void daemons_describe(struct lm_backend *backend, char *text, size_t len)
                  "bytes        this worker: %.1f MB in %llu gathers (%llu from the node's cache), "
                  "%.1f MB in %llu scatters, %.1f MB exchanged\n"
                  "             this node (%u over %s): %.1f MB of weights received, least %.1f; "
-                 "%.1f MB of gradients sent, least %.1f; %.1f MB of tokens\n"
+                 "%.1f MB of gradients sent, least %.1f; %.1f MB exchanged\n"
                  "             least: what other nodes own, its weights once per version and its "
                  "fp32 gradients once per step",
                  (double)stats.gather_len / 1e6, (unsigned long long)stats.gathers,

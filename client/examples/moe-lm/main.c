@@ -11,6 +11,7 @@
 #include "client/examples/moe-lm/reference.h"
 #include "client/examples/moe-lm/report.h"
 #include "client/examples/moe-lm/text.h"
+#include "client/examples/moe-lm/trace.h"
 #include "client/examples/moe-lm/train.h"
 #include "proto/base/status.h"
 
@@ -30,6 +31,7 @@ struct app {
         struct lm_backend *backend;
         struct lm_trainer trainer;
         struct lm_report report;
+        struct lm_trace trace;
 };
 
 static bool is_first(const struct app *app)
@@ -89,11 +91,14 @@ static int set_up(struct app *app)
                 r = lm_trainer_init(&app->trainer, app->backend, &app->text, &app->options);
         if (r == 0)
                 r = lm_report_init(&app->report, is_first(app) ? stdout : NULL, &app->trainer);
+        if (r == 0)
+                r = lm_trace_open(&app->trace, &app->trainer, app->options.trace);
         return r;
 }
 
 static void tear_down(struct app *app)
 {
+        lm_trace_deinit(&app->trace);
         lm_report_deinit(&app->report);
         lm_trainer_deinit(&app->trainer);
         lm_backend_free(app->backend);
@@ -162,15 +167,18 @@ static int summarise(struct app *app)
 
 static int train(struct app *app)
 {
-        int r = 0;
+        int r;
 
-        for (uint64_t step = 0; r == 0 && step < app->options.steps; step++) {
+        for (uint64_t step = 0; step < app->options.steps; step++) {
                 struct lm_outcome outcome;
 
                 r = lm_train_step(&app->trainer, step, &outcome);
-                if (r == 0)
-                        lm_report_step(&app->report, &outcome);
+                if (r < 0)
+                        return r;
+                lm_report_step(&app->report, &outcome);
+                lm_trace_step(&app->trace, &outcome);
         }
+        r = lm_trace_end(&app->trace);
         return r < 0 ? r : summarise(app);
 }
 

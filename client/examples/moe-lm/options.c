@@ -141,6 +141,9 @@ static int settle(struct lm_options *options)
         if (options->check && options->reference)
                 return ae_fail(AE_EINVAL, "--check compares autoep with the reference: it can't "
                                "be used with --reference");
+        if (options->check && options->trace[0])
+                return ae_fail(AE_EINVAL, "--check trains on its own terms: it can't be used with "
+                               "--trace");
         return 0;
 }
 

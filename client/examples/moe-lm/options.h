@@ -46,6 +46,8 @@
         X("check",        check,        FLAG,   "off",                                            \
           "compare with the reference in double for up to 6 steps, lr <= 0.001")                  \
         X("svg",          svg,          TEXT,   "",       "file to draw the loss curve in")       \
+        X("trace",        trace,        TEXT,   "",                                               \
+          "file for every loss in hexadecimal and hashes of the final weights")                   \
         X("sample",       sample,       COUNT0, "200",    "bytes of text to generate at the end") \
         X("quiet",        quiet,        FLAG,   "off",    "no progress, only the summary")        \
         X("help",         help,         FLAG,   "off",    "show this and exit")
