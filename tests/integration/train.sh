@@ -101,6 +101,30 @@ awk -v a="$sent" -v b="$exchanged" 'BEGIN { exit !(a > 0.5 && b > 0.5) }' || fai
 [[ $exchanged == "$once_exchanged" ]] ||
         fail "the experts' gradients are added up again for each micro-batch"
 cmp -s "$dir/once.trace" "$dir/thrice.trace" && fail "micro-batches change nothing"
+
+# The core type of BLAS that fits the processor, though OpenBLAS may not know it; one thread.
+has()
+{
+        local flag
+
+        for flag in "$@"; do
+                grep -qwm 1 "$flag" /proc/cpuinfo || return
+        done
+}
+core='[A-Za-z0-9]*'
+if [[ ${OPENBLAS_CORETYPE-} ]]; then
+        core=$OPENBLAS_CORETYPE
+elif has avx512f avx512bw avx512vl avx512dq; then
+        core=SkylakeX
+elif has avx2 fma; then
+        core=Haswell
+fi
+head -n 1 "$dir/first.log"
+head -n 1 "$dir/first.log" | grep -qi "^moe-lm: BLAS $core (threads: 1), " || fail "BLAS isn't $core"
+
+# grep has no mark of its own.
+left=$(env -u TMPDIR grep -lzsxF "TMPDIR=$TMPDIR" /proc/[0-9]*/environ)
+[[ -z $left ]] || fail "left running: $left"
 left=$(ls -A "$TMPDIR")
 [[ -z $left ]] || fail "left in the temporary directory: $left"
 exit "$failed"

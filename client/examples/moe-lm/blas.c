@@ -43,3 +43,8 @@ const char *lm_blas_core(void)
 {
         return openblas_get_corename();
 }
+
+int lm_blas_threads(void)
+{
+        return openblas_get_num_threads();
+}

@@ -16,5 +16,6 @@ extern pthread_mutex_t lm_blas_mutex;
  * correct, or when executing failed (it then works, only slower). One BLAS thread from then on.
  */
 void lm_blas_choose(char **argv);
-/* The core type in use. */
+/* The core type in use, and how many threads compute. */
 const char *lm_blas_core(void);
+int lm_blas_threads(void);

@@ -45,8 +45,8 @@ void lm_report_begin(struct lm_report *report)
         report->start_ns = report->line_ns = report->step_ns = ae_now_ns();
         if (!report->out)
                 return;
-        fprintf(report->out, "moe-lm: BLAS %s, kernels %s, %s backend, %s\n", lm_blas_core(),
-                ae_ops()->name, backend->ops->name,
+        fprintf(report->out, "moe-lm: BLAS %s (threads: %d), kernels %s, %s backend, %s\n",
+                lm_blas_core(), lm_blas_threads(), ae_ops()->name, backend->ops->name,
                 backend->real == AE_REAL_F64 ? "double" : "fp32");
         fprintf(report->out, "%u rank%s, %.2f M dense and %.2f M expert parameters, %.0f KiB of "
                 "text\n", backend->world, backend->world > 1 ? "s" : "",
