@@ -139,7 +139,14 @@ static void on_revoke(void *user, uint32_t node, const struct ae_net_key *key)
 
 static void on_task(void *user, struct ae_task *task)
 {
-        push(user, EVENT_TASK, 0, 0)->task = task;
+        struct bed_node *node = user;
+        struct event *event = push(node, EVENT_TASK, 0, 0);
+
+        event->task = task;
+        if (!node->bed->holds || !node->bed->holds(task))
+                return;
+        ae_list_unlink(&event->link);
+        ae_list_push(&node->bed->held, &event->link);
 }
 
 static int on_region_new(void *user, const struct ae_region_spec *spec, struct ae_region **ret)
@@ -290,6 +297,15 @@ bool bed_step(struct bed *bed)
         return true;
 }
 
+void bed_let_go(struct bed *bed)
+{
+        struct ae_list *entry;
+
+        bed->holds = NULL;
+        while ((entry = ae_list_pop(&bed->held)))
+                ae_list_push(&bed->events, entry);
+}
+
 void bed_run(struct bed *bed)
 {
         while (!bed->stopped && bed_step(bed))
@@ -327,6 +343,7 @@ struct bed *bed_new(uint32_t n_nodes, uint64_t memory_len)
         bed->n_nodes = n_nodes;
         bed->big_n = BED_BIG_N;
         ae_list_init(&bed->events);
+        ae_list_init(&bed->held);
         for (uint32_t i = 0; i < n_nodes; i++) {
                 struct bed_node *node = &bed->nodes[i];
                 struct ae_core_options options = {
@@ -359,6 +376,7 @@ void bed_gone(struct bed_worker *worker, const char *text)
 struct bed *bed_free(struct bed *bed)
 {
         bed->stopped = false;
+        bed_let_go(bed);
         bed_run(bed);
         for (uint32_t i = 0; i < bed->n_workers; i++)
                 bed_gone(&bed->workers[i], "the test is over");
@@ -385,6 +403,7 @@ int bed_hello(struct bed *bed, uint32_t node, const struct bed_hello *hello,
         message.rank = hello->rank;
         message.world = hello->world;
         message.reader = hello->reader;
+        message.hold_len = bed->hold_len;
         message.incarnation = hello->incarnation ? hello->incarnation : 7000 + bed->n_workers;
         *worker = (struct bed_worker){ .bed = bed, .node = node, .rank = hello->rank };
         r = ae_core_worker_new(bed->nodes[node].core, &spec, &worker->worker);

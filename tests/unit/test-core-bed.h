@@ -53,10 +53,14 @@ struct bed {
         struct bed_grant *grants; /* owned; a key names one by its index */
         uint32_t n_grants;
         uint64_t big_n;        /* elements of big; BED_BIG_N unless changed before ranks register */
+        uint64_t hold_len;     /* what workers say that they hold; 0: nothing is said */
         bool stopped;          /* bed_run() does nothing: the test steps */
         struct bed_worker workers[BED_WORKERS_MAX];
         uint32_t n_workers;
         struct ae_list events; /* struct event of test-core-bed.c */
+        /* Tasks that wait for bed_let_go(); NULL: none do. */
+        bool (*holds)(const struct ae_task *task);
+        struct ae_list held;   /* likewise */
         uint64_t now_ns;
         uint32_t n_done;       /* events worked off, to see that nothing happened */
         uint32_t n_wakes;      /* of workers */
@@ -78,6 +82,8 @@ struct bed *bed_free(struct bed *bed);
 void bed_run(struct bed *bed);
 /* The key of a grant, as its peer has been told. */
 struct ae_net_key bed_key(uint32_t grant);
+/* Held tasks join the queue, and none is held any more. */
+void bed_let_go(struct bed *bed);
 /* Works off one event; false when there is none. */
 bool bed_step(struct bed *bed);
 /* The connection of two nodes breaks, with what is under way on it; or is there again. */
