@@ -151,6 +151,61 @@ static void test_momentum(void **state)
         assert_int_equal(exact_run(&run, reference_for(&job), NULL), 0);
 }
 
+/* Sums of groups that travel as bf16: each is rounded once, to nearest even, wherever its owner is;
+ * one group alone isn't. */
+static void check_bf16(size_t n_cases)
+{
+        static const struct {
+                struct cluster_spec cluster;
+                uint32_t group, accumulate, slots, optimizer;
+                double max_norm;
+        } cases[] = {
+                { { .n_nodes = 2, .workers = { 1, 3 } }, 1, 2, 2, AUTOEP_ADAMW, 20 },
+                { { .n_nodes = 1, .workers = { 4 } }, 2, 2, 0, AUTOEP_SGD, 0 },
+                { { .n_nodes = 2, .workers = { 2, 2 } }, 2, 3, 0, AUTOEP_ADAMW, 20 },
+                { { .n_nodes = 3, .workers = { 2, 2, 2 }, .transport = "tcp" },
+                  2, 1, 2, AUTOEP_SGD, 20 },
+                { { .n_nodes = 4, .workers = { 1, 1, 1, 1 } }, 1, 1, 0, AUTOEP_ADAMW, 0 },
+                { { .n_nodes = 1, .workers = { 4 } }, 4, 2, 0, AUTOEP_ADAMW, 20 },
+        };
+
+        assert_true(n_cases <= AE_ARRAY_LEN(cases));
+        for (size_t i = 0; i < n_cases; i++) {
+                struct exact_run run = { .cluster = cases[i].cluster, .ep_size = 2,
+                                         .slots = cases[i].slots };
+                const uint32_t world = cluster_world(&run.cluster);
+                const struct exact_reference *ref;
+
+                memset(&run.job, 0, sizeof(run.job)); /* compared as bytes */
+                run.job.world = world;
+                run.job.accumulate = cases[i].accumulate;
+                run.job.optimizer = cases[i].optimizer;
+                run.job.max_norm = cases[i].max_norm;
+                run.job.n_experts = 4;
+                run.job.bf16_group = cases[i].group;
+                run.job.seed = 5;
+                ref = reference_for(&run.job);
+                assert_int_equal(ref->n_rounded > 100000, cases[i].group < world);
+                assert_int_equal(ref->n_halfway > 100, cases[i].group < world);
+                if (exact_run(&run, ref, NULL) != 0) {
+                        describe(&run);
+                        fail();
+                }
+        }
+}
+
+static void test_bf16_wire(void **state)
+{
+        (void)state;
+        check_bf16(6);
+}
+
+static void test_bf16_wire_once(void **state)
+{
+        (void)state;
+        check_bf16(1);
+}
+
 /* One node and several, even and not, with several sizes of expert groups each. */
 static void test_few_topologies(void **state)
 {
@@ -204,6 +259,7 @@ int main(int argc, char **argv)
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_time),
                 cmocka_unit_test(test_momentum),
+                cmocka_unit_test(test_bf16_wire),
                 cmocka_unit_test(test_even_topologies),
                 cmocka_unit_test(test_uneven_topologies),
         };
@@ -213,6 +269,7 @@ int main(int argc, char **argv)
         };
         const struct CMUnitTest few[] = {
                 cmocka_unit_test(test_momentum),
+                cmocka_unit_test(test_bf16_wire_once),
                 cmocka_unit_test(test_few_topologies),
         };
 

@@ -48,12 +48,14 @@ static uint64_t deadline(void)
 static int register_model(struct exact_worker *w)
 {
         const struct exact_model *model = &w->ref->model;
+        const uint32_t bf16_group = w->ref->job.bf16_group;
         struct autoep_tensor *tensors = calloc(model->n_tensors, sizeof(*tensors));
         const struct autoep_model request = {
                 .size = sizeof(request), .tensors = tensors, .n_tensors = model->n_tensors,
                 .optimizer = w->ref->job.optimizer, .ep_size = w->run->ep_size,
-                .order = w->run->order, .sum_group = w->run->sum_group,
-                .grad_wire = w->run->grad_wire, .slots = w->run->slots,
+                .order = w->run->order,
+                .sum_group = bf16_group ? bf16_group : w->run->sum_group,
+                .grad_wire = bf16_group ? AUTOEP_BF16 : w->run->grad_wire, .slots = w->run->slots,
                 .slot_len = w->run->slots ? SLOT_LEN : 0,
                 /* Pages cost more time than these jobs do. */
                 .overflow_len = 8 * AE_MIB, .exchange_len = 64 * AE_KIB,
@@ -557,6 +559,7 @@ int exact_run(const struct exact_run *run, const struct exact_reference *referen
 
         assert(cluster_world(&run->cluster) == reference->job.world);
         assert(run->random == (ret_digests != NULL));
+        assert(run->random || (run->grad_wire == 0 && run->sum_group == 0));
         if (ret_digests)
                 memset(ret_digests, 0, sizeof(*ret_digests));
         return cluster_run(&run->cluster, run_worker, &shared);

@@ -314,28 +314,62 @@ static void fill_initial(const struct exact_reference *ref, uint32_t id)
         write_weight(t, s);
 }
 
-/* All gradients of a tensor in one step, with those of its aliases. */
-static void reduce(const struct exact_reference *ref, uint32_t step, uint32_t id)
+/* Adds what ranks [from, to) have of a tensor in one step, with its aliases. */
+static void add_ranks(const struct exact_reference *ref, uint32_t step, uint32_t id, uint32_t from,
+                      uint32_t to, int32_t *sum)
 {
-        const struct exact_tensor *t = &ref->model.tensors[id];
-        struct exact_state *s = state_at(ref, step + 1, id);
-        int32_t *sum = calloc(t->n, sizeof(*sum));
-
-        assert(sum);
         for (uint32_t use = id; use < ref->model.n_tensors; use++) {
-                for (uint32_t i = 0; i < ref->job.world * ref->job.accumulate; i++) {
-                        const struct exact_at at = { step, i / ref->job.world, i % ref->job.world,
-                                                     use };
+                if (ref->model.tensors[use].home != id)
+                        continue;
+                for (uint32_t micro = 0; micro < ref->job.accumulate; micro++) {
+                        for (uint32_t rank = from; rank < to; rank++) {
+                                const struct exact_at at = { step, micro, rank, use };
 
-                        if (ref->model.tensors[use].home == id)
-                                exact_gradient_add(&ref->job, &at, sum, t->n);
+                                exact_gradient_add(&ref->job, &at, sum,
+                                                   ref->model.tensors[id].n);
+                        }
                 }
         }
+}
+
+/* To the nearest whole number that bf16 holds. The unit is a power of two and changes nothing. */
+static int32_t round_to_bf16(struct exact_reference *ref, int32_t sum)
+{
+        const int32_t rounded = (int32_t)from_bf16(to_bf16((float)sum));
+        const int32_t away = sum - rounded;
+        const int32_t mirrored = (int32_t)from_bf16(to_bf16((float)(sum + away)));
+
+        assert(abs(sum) < 1 << 24);
+        ref->n_rounded += away != 0;
+        ref->n_halfway += away != 0 && mirrored == sum + away;
+        return rounded;
+}
+
+/* All gradients of a tensor in one step, by sum groups when their sums are rounded. */
+static void reduce(struct exact_reference *ref, uint32_t step, uint32_t id)
+{
+        const struct exact_tensor *t = &ref->model.tensors[id];
+        const uint32_t world = ref->job.world;
+        const bool rounds = ref->job.bf16_group && ref->job.bf16_group < world &&
+                            t->class != AUTOEP_EXPERT;
+        const uint32_t n_ranks = rounds ? ref->job.bf16_group : world;
+        struct exact_state *s = state_at(ref, step + 1, id);
+        int32_t *total = calloc(t->n, sizeof(*total));
+        int32_t *sum = calloc(t->n, sizeof(*sum));
+
+        assert(total && sum);
+        for (uint32_t from = 0; from < world; from += n_ranks) {
+                memset(sum, 0, t->n * sizeof(*sum));
+                add_ranks(ref, step, id, from, from + n_ranks, sum);
+                for (uint64_t i = 0; i < t->n; i++)
+                        total[i] += rounds ? round_to_bf16(ref, sum[i]) : sum[i];
+        }
         for (uint64_t i = 0; i < t->n; i++) {
-                assert(abs(sum[i]) < 1 << 24); /* what fp32 holds */
-                s->gradient[i] = (float)sum[i] * exact_unit(i);
+                assert(abs(total[i]) < 1 << 24); /* what fp32 holds */
+                s->gradient[i] = (float)total[i] * exact_unit(i);
         }
         free(sum);
+        free(total);
 }
 
 static void copy_state(const struct exact_reference *ref, uint32_t step, uint32_t id)
@@ -461,6 +495,7 @@ struct exact_reference *exact_reference_new(const struct exact_job *job)
 
         assert(ref);
         ref->job = *job;
+        assert(job->bf16_group == 0 || job->world % job->bf16_group == 0);
         fill_model(&ref->model, job->n_experts);
         ref->states = calloc((size_t)(EXACT_STEPS + 1) * ref->model.n_tensors,
                              sizeof(*ref->states));

@@ -47,6 +47,9 @@ struct exact_job {
         double momentum;      /* of SGD */
         double max_norm;      /* 0: no clipping */
         uint32_t n_experts;
+        /* 0: sums travel as fp32. Otherwise as bf16, and so many consecutive ranks are a sum group:
+         * of several groups each sum is rounded once, and few of them fit without. */
+        uint32_t bf16_group;
         uint64_t seed;
 };
 
@@ -81,6 +84,7 @@ struct exact_reference {
         struct exact_model model;
         struct exact_state *states;   /* owned; [EXACT_STEPS + 1][n_tensors], the first initial */
         struct exact_verdict verdicts[EXACT_STEPS];
+        uint64_t n_rounded, n_halfway; /* sums that bf16 did not hold; that lay between two */
 };
 
 struct exact_reference *exact_reference_new(const struct exact_job *job);
@@ -120,7 +124,8 @@ void exact_hyper(const struct exact_job *job, uint32_t step, struct autoep_hyper
 struct exact_run {
         struct cluster_spec cluster;
         struct exact_job job;
-        uint32_t ep_size, order, sum_group, grad_wire;
+        uint32_t ep_size, order, sum_group;
+        uint32_t grad_wire;           /* of a random run; else the job says it */
         uint32_t slots;               /* 0, or so many small inbox slots, so that parts queue */
         bool random;                  /* gradients that are not exact; there is no reference */
 };
