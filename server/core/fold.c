@@ -92,16 +92,21 @@ void ae_fold_free(struct ae_job *job)
         }
 }
 
-/* Whether every turn before (micro, lane) is settled. */
-static bool is_turn(const struct ae_sum *sum, uint32_t micro, uint32_t lane)
+/* The first lane that the turn (micro, lane) waits for; n_lanes when it has come. */
+static uint32_t lane_before(const struct ae_sum *sum, uint32_t micro, uint32_t lane)
 {
         for (uint32_t l = 0; l < sum->n_lanes; l++) {
                 uint32_t settled = sum->lane_micro[l];
 
                 if (l < lane ? settled <= micro : settled < micro)
-                        return false;
+                        return l;
         }
-        return true;
+        return sum->n_lanes;
+}
+
+static bool is_turn(const struct ae_sum *sum, uint32_t micro, uint32_t lane)
+{
+        return lane_before(sum, micro, lane) == sum->n_lanes;
 }
 
 /* ---- the ring's bytes ------------------------------------------------------------------- */
@@ -184,10 +189,9 @@ static void give_up(struct ae_job *job, const struct ae_piece *piece)
 {
         const struct ae_sum *sum = piece->cell->sum;
         const struct ae_sum_group *group = &job->groups[job->local_groups[sum->group]];
-        uint32_t lane = 0;
+        uint32_t lane = lane_before(sum, piece->micro, piece->lane);
 
-        while (lane < sum->n_lanes && sum->lane_micro[lane] > piece->micro)
-                lane++;
+        assert(lane < sum->n_lanes); /* whose turn has come stays in the ring */
         if (job->redo)
                 return;
         job->redo = true;
@@ -197,7 +201,7 @@ static void give_up(struct ae_job *job, const struct ae_piece *piece)
                        "overflow memory of node %u is full: unit '%s' of rank %u waits for rank %u",
                        job->core->options.node, job->layout->units[sum->unit].name,
                        group->ranks[piece->lane / sum->n_uses],
-                       group->ranks[AE_MIN(lane, sum->n_lanes - 1) / sum->n_uses]);
+                       group->ranks[lane / sum->n_uses]);
 }
 
 static void drop(struct ae_piece *piece)

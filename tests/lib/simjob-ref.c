@@ -438,11 +438,34 @@ static void check_bad(struct simjob *job, const struct ae_wire_verdict *verdict)
                             nan.rank, nan.unit);
 }
 
+/* Overflow memory was full: the text names the unit, whose rank had no room, and for whom it waits,
+ * both of that node. */
+static bool is_overflow(struct simjob *job, const struct ae_wire_verdict *verdict)
+{
+        const struct ae_wire_bad *bad = &verdict->bad;
+        uint32_t node, rank, other;
+        char unit[64];
+
+        if (verdict->kind != AE_VERDICT_REDO || !strstr(bad->text, "overflow"))
+                return false;
+        if (sscanf(bad->text,
+                   "overflow memory of node %u is full: unit '%63[^']' of rank %u waits for rank "
+                   "%u",
+                   &node, unit, &rank, &other) != 4 ||
+            bad->unit >= job->layout->n_units ||
+            strcmp(unit, job->layout->units[bad->unit].name) != 0 ||
+            rank >= job->params.n_ranks || other >= job->params.n_ranks ||
+            job->rank_node[rank] != node || job->rank_node[other] != node)
+                simjob_fail(job, "round %" PRIu64 " is to be done again for unit %u: '%s'",
+                            verdict->round, bad->unit, bad->text);
+        return true;
+}
+
 static void check_kind(struct simjob *job, const struct ae_wire_verdict *verdict)
 {
         uint32_t kind = expected(job);
 
-        job->ref.calm = verdict->kind == AE_VERDICT_REDO && strstr(verdict->bad.text, "overflow");
+        job->ref.calm = is_overflow(job, verdict);
         if (verdict->kind == kind) {
                 check_bad(job, verdict);
                 return;
