@@ -255,6 +255,41 @@ static void test_bad_dense_is_named(void **state)
         RUN(uneven, bad_dense);
 }
 
+/* NaN in a tied use: it is the home's gradient, and the home is named. */
+static int bad_tied(struct cluster_worker *w)
+{
+        ae_bf16 narrow[CONTRACT_N_A] = { 0 };
+        const struct autoep_gradient gradient = { .size = sizeof(gradient),
+                                                  .tensor = CONTRACT_TIED, .dtype = AUTOEP_BF16,
+                                                  .data = narrow };
+        struct autoep_step step = contract_step(contract_adam);
+        struct contract_reference ref;
+        struct autoep_verdict v;
+
+        contract_reference_init(&ref);
+        DO(contract_register(w, &adamw));
+        narrow[CONTRACT_N_A - 1] = 0x7fc0;
+        DO(contract_scatter(w, CONTRACT_UNIT_A, 1));
+        if (w->rank == 3)
+                CLUSTER_TRY(w, autoep_scatter(w->handle, CONTRACT_UNIT_C, &gradient, 1, 0,
+                                              AUTOEP_DEFAULT_TIMEOUT));
+        DO(contract_ask(w, &step, AUTOEP_SKIPPED, &v));
+        CLUSTER_CHECK(w, v.bad_unit == CONTRACT_UNIT_A && v.bad_tensor == CONTRACT_A &&
+                      v.bad_rank == 3, "unit %u, tensor %u, rank %u", v.bad_unit, v.bad_tensor,
+                      v.bad_rank);
+        CLUSTER_CHECK(w, strstr(v.why, "'a.w' from rank 3"), "'%s'", v.why);
+        DO(contract_check(w, &ref));
+        MEET(w);
+        return good_round(w, &ref, 1);
+}
+
+static void test_bad_tied_names_home(void **state)
+{
+        (void)state;
+        RUN(two_by_two, bad_tied);
+        RUN(uneven, bad_tied);
+}
+
 static int stop(struct cluster_worker *w)
 {
         struct autoep_step step = contract_step(contract_adam);
@@ -576,6 +611,7 @@ int main(void)
                 cmocka_unit_test(test_tied_counts_once),
                 cmocka_unit_test(test_bad_expert_skips),
                 cmocka_unit_test(test_bad_dense_is_named),
+                cmocka_unit_test(test_bad_tied_names_home),
                 cmocka_unit_test(test_nonfinite_stop),
                 cmocka_unit_test(test_sum_overflows),
                 cmocka_unit_test(test_schedule),
