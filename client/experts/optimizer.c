@@ -401,6 +401,10 @@ int ae_expert_opt_state(const struct ae_expert_opt *opt, uint32_t index,
                 return r;
         slot = &opt->slots[index];
         *ret_state = (struct ae_expert_state){
+                .name = slot->spec.name,
+                .layer = slot->spec.layer,
+                .expert = slot->spec.expert,
+                .rule = opt->config.rule,
                 .master = opt->master + slot->first,
                 .reduced = opt->has_reduced ? opt->reduced + slot->first : NULL,
                 .step = slot->step,
@@ -408,6 +412,26 @@ int ae_expert_opt_state(const struct ae_expert_opt *opt, uint32_t index,
         };
         for (size_t m = 0; m < AE_EXPERT_MOMENTS_MAX; m++)
                 ret_state->moment[m] = opt->moment[m] ? opt->moment[m] + slot->first : NULL;
+        return 0;
+}
+
+static int check_state(const struct ae_expert_opt *opt, const struct ae_expert_tensor *spec,
+                       const struct ae_expert_state *state)
+{
+        if (!state->name || strcmp(state->name, spec->name) != 0 || state->layer != spec->layer ||
+            state->expert != spec->expert)
+                return ae_fail(AE_EINVAL,
+                               "cannot set %s (layer %u, expert %u) from the state of %s (layer "
+                               "%u, expert %u)",
+                               spec->name, spec->layer, spec->expert,
+                               state->name ? state->name : "a tensor without a name", state->layer,
+                               state->expert);
+        if (state->rule != opt->config.rule)
+                return ae_fail(AE_EINVAL, "cannot set %s: its state is of another rule",
+                               spec->name);
+        if (state->n != spec->n)
+                return ae_fail(AE_EINVAL, "cannot set %s: it has %zu elements, not %zu",
+                               spec->name, spec->n, state->n);
         return 0;
 }
 
@@ -426,9 +450,9 @@ int ae_expert_opt_put(struct ae_expert_opt *opt, uint32_t index,
         if (opt->phase != AE_EXPERT_ACCUMULATING)
                 return ae_fail(AE_ESTATE, "cannot set %s in the middle of a round",
                                slot->spec.name);
-        if (state->n != slot->spec.n)
-                return ae_fail(AE_EINVAL, "cannot set %s: it has %zu elements, not %zu",
-                               slot->spec.name, slot->spec.n, state->n);
+        r = check_state(opt, &slot->spec, state);
+        if (r < 0)
+                return r;
         len = state->n * sizeof(float);
         master = opt->master + slot->first;
         memmove(master, state->master, len);

@@ -125,6 +125,9 @@ int ae_expert_opt_step(struct ae_expert_opt *opt, const struct ae_expert_verdict
  * ae_expert_opt_put() to change it. Frozen tensors: AE_EINVAL; before seal: AE_ESTATE.
  */
 struct ae_expert_state {
+        const char *name;       /* whose it is, as it was added: name, layer, global expert id */
+        uint32_t layer, expert;
+        enum ae_expert_rule rule;
         const float *master;
         const float *moment[2]; /* AdamW: m and v; SGD: momentum and NULL */
         const float *reduced;   /* unscaled sum of the last reduced round; NULL unless keep_reduced
@@ -137,8 +140,8 @@ int ae_expert_opt_state(const struct ae_expert_opt *opt, uint32_t index,
 
 /*
  * Sets master, moments (those that are not NULL) and step count, and the weight from the master:
- * for loading a checkpoint. @state->n must be the tensor's (AE_EINVAL); reduced is ignored. Only
- * between rounds: AE_ESTATE after reduce.
+ * for loading a checkpoint. @state must be of this tensor and this rule: name, layer, expert and n
+ * (AE_EINVAL); reduced is ignored. Only between rounds: AE_ESTATE after reduce.
  */
 int ae_expert_opt_put(struct ae_expert_opt *opt, uint32_t index,
                       const struct ae_expert_state *state);

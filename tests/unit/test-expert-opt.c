@@ -478,6 +478,70 @@ static void a_state_put_back_goes_on_with_the_same_bits(void **state)
         ae_expert_opt_free(new);
 }
 
+/* Tensors of one size, each of which differs from the first in one thing. */
+#define LIKE_N 4u
+static struct ae_expert_opt *make_alike(struct ae_comm *comm, enum ae_expert_rule rule,
+                                        float weight[LIKE_N])
+{
+        static const struct ae_expert_tensor like[LIKE_N] = {
+                { .name = "layers.0.experts.0.w", .dtype = AE_DTYPE_F32, .n = 1 },
+                { .name = "layers.0.experts.0.v", .dtype = AE_DTYPE_F32, .n = 1 },
+                { .name = "layers.0.experts.1.w", .expert = 1, .dtype = AE_DTYPE_F32, .n = 1 },
+                { .name = "layers.1.experts.0.w", .layer = 1, .dtype = AE_DTYPE_F32, .n = 1 },
+        };
+        const struct ae_expert_opt_config config = { .rule = rule, .n_groups = 1 };
+        struct ae_expert_opt *opt;
+        uint32_t index;
+
+        assert_int_equal(ae_expert_opt_new(&config, &opt), 0);
+        for (uint32_t i = 0; i < LIKE_N; i++) {
+                struct ae_expert_tensor tensor = like[i];
+
+                weight[i] = (float)i;
+                tensor.weight = &weight[i];
+                assert_int_equal(ae_expert_opt_add(opt, &tensor, &index), 0);
+        }
+        assert_int_equal(ae_expert_opt_seal(opt, comm, UINT64_MAX), 0);
+        return opt;
+}
+
+/* A checkpoint whose tensors are not where this rank looks for them is not taken in silence. */
+static void a_state_of_another_tensor_is_refused(void **state)
+{
+        float from_weight[LIKE_N], to_weight[LIKE_N];
+        struct ae_expert_opt *from = make_alike(*state, AE_EXPERT_ADAMW, from_weight);
+        struct ae_expert_opt *to = make_alike(*state, AE_EXPERT_ADAMW, to_weight);
+        struct ae_expert_checksum before, after;
+        struct ae_expert_state view;
+
+        assert_int_equal(round_of(from, *state, 1), 0);
+        assert_int_equal(ae_expert_opt_checksum(to, true, &before), 0);
+        for (uint32_t i = 0; i < LIKE_N * LIKE_N; i++) {
+                assert_int_equal(ae_expert_opt_state(from, i / LIKE_N, &view), 0);
+                if (i / LIKE_N == i % LIKE_N)
+                        continue;
+                assert_int_equal(ae_expert_opt_put(to, i % LIKE_N, &view), AE_EINVAL);
+                assert_non_null(strstr(ae_error_text(), view.name));
+        }
+        view.layer = 7; /* the last one's own, but for what is said here */
+        assert_int_equal(ae_expert_opt_put(to, LIKE_N - 1, &view), AE_EINVAL);
+        view.layer = 1;
+        view.expert = 7;
+        assert_int_equal(ae_expert_opt_put(to, LIKE_N - 1, &view), AE_EINVAL);
+        view.expert = 0;
+        view.name = NULL;
+        assert_int_equal(ae_expert_opt_put(to, LIKE_N - 1, &view), AE_EINVAL);
+        assert_int_equal(ae_expert_opt_checksum(to, true, &after), 0);
+        assert_memory_equal(&before, &after, sizeof(after));
+        ae_expert_opt_free(to);
+        to = make_alike(*state, AE_EXPERT_SGD, to_weight);
+        assert_int_equal(ae_expert_opt_state(from, 0, &view), 0);
+        assert_int_equal(ae_expert_opt_put(to, 0, &view), AE_EINVAL);
+        assert_non_null(strstr(ae_error_text(), "another rule"));
+        ae_expert_opt_free(from);
+        ae_expert_opt_free(to);
+}
+
 static int failing_alltoallv(struct ae_comm *comm, const void *send, const uint64_t *send_len,
                              void *recv, const uint64_t *recv_len, uint64_t deadline_ns)
 {
@@ -576,6 +640,7 @@ int main(void)
                 cmocka_unit_test(sgd_with_momentum_by_hand),
                 cmocka_unit_test(the_norm_does_not_see_who_holds_what),
                 cmocka_unit_test(a_state_put_back_goes_on_with_the_same_bits),
+                cmocka_unit_test(a_state_of_another_tensor_is_refused),
                 cmocka_unit_test(a_torn_reduce_can_only_be_dropped),
                 cmocka_unit_test(calls_out_of_turn_are_refused),
                 cmocka_unit_test(wrong_tensors_are_refused),
