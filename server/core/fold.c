@@ -171,12 +171,24 @@ static void release_piece(struct ae_job *job, struct ae_piece *piece)
 
 static void advance(struct ae_cell *cell);
 
+/* See PROTOCOL.md, section 8. */
+static const bool legal_moves[AE_PIECE_N_STATES][AE_PIECE_N_STATES] = {
+        [AE_PIECE_RING] = { [AE_PIECE_MOVING] = true, [AE_PIECE_FOLDING] = true },
+        [AE_PIECE_MOVING] = { [AE_PIECE_OVERFLOW] = true },
+};
+
+static void piece_move(struct ae_piece *piece, enum ae_piece_state to)
+{
+        assert(legal_moves[piece->state][to]);
+        piece->state = to;
+}
+
 static void on_moved(struct ae_task *task)
 {
         struct ae_piece *piece = task->owner;
         struct ae_worker *worker = piece->worker;
 
-        piece->state = AE_PIECE_OVERFLOW;
+        piece_move(piece, AE_PIECE_OVERFLOW);
         piece->data = task->copy.to;
         piece->in_ring = false;
         if (piece->in_order)
@@ -223,7 +235,7 @@ static void move_out(struct ae_job *job, struct ae_piece *piece)
                 drop(piece); /* the round will be redone, so its sums no longer count */
                 return;
         }
-        piece->state = AE_PIECE_MOVING;
+        piece_move(piece, AE_PIECE_MOVING);
         task = ae_job_task(job, AE_TASK_COPY, on_moved, piece);
         task->copy.to = job->overflow->base + off;
         task->copy.from = piece->data;
@@ -316,7 +328,7 @@ static size_t take_run(struct ae_cell *cell, struct ae_task_sum *sum)
                 ae_list_unlink(&piece->link);
                 ae_list_push(&cell->folding, &piece->link);
                 if (piece->state == AE_PIECE_RING)
-                        piece->state = AE_PIECE_FOLDING;
+                        piece_move(piece, AE_PIECE_FOLDING);
                 sum->inputs[n++] = (struct ae_ops_input){ piece->data, piece->dtype };
         }
         return n;

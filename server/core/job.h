@@ -41,7 +41,13 @@ struct ae_sum_group {
         uint32_t *ranks;     /* owned; ascending */
 };
 
-enum ae_piece_state { AE_PIECE_RING, AE_PIECE_MOVING, AE_PIECE_OVERFLOW, AE_PIECE_FOLDING };
+enum ae_piece_state {
+        AE_PIECE_RING,
+        AE_PIECE_MOVING,
+        AE_PIECE_OVERFLOW,
+        AE_PIECE_FOLDING,
+        AE_PIECE_N_STATES
+};
 
 /* A piece of a gradient that waits for its turn or is being folded. */
 struct ae_piece {
