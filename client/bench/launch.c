@@ -63,7 +63,7 @@ static int make_command(const struct ae_bench *bench, const struct ae_bench_clus
                         command->run, "--nodes", command->nodes, "--workers", command->workers,
                         "--transport", cluster->transport, "--job", "autoep-bench", "--",
                         command->self, "--worker", cluster->which, "--size", command->len,
-                        "--transport", cluster->transport,
+                        "--workers", command->workers, "--transport", cluster->transport,
                         bench->options->quick ? "--quick" : NULL,
                 };
 

@@ -11,8 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NODES_MAX 64
-#define WORKERS_MAX 64
 #define SIZE_MIN ((uint64_t)4096)
 #define SIZE_MAX_LEN (16 * AE_GIB)
 
@@ -72,6 +70,27 @@ static int parse_size(const char *list, const char **ret_at, uint64_t *ret_len)
         return 0;
 }
 
+static int parse_nodes(const char *list, struct ae_bench_options *options)
+{
+        const char *at = list;
+        char *end;
+
+        for (options->n_nodes = 0;; at = end + 1) {
+                unsigned long n = strtoul(at, &end, 10);
+
+                if (!isdigit((unsigned char)*at) || (*end && *end != ',') || n < 1 ||
+                    n > AE_BENCH_NODES_MAX)
+                        return ae_fail(AE_EINVAL, "--nodes is '%s': give 1 to %d each, divided by "
+                                       "commas", list, AE_BENCH_NODES_MAX);
+                if (options->n_nodes == AE_BENCH_NODES_MAX)
+                        return ae_fail(AE_EINVAL, "--nodes lists more than %d numbers",
+                                       AE_BENCH_NODES_MAX);
+                options->nodes[options->n_nodes++] = (uint32_t)n;
+                if (!*end)
+                        return 0;
+        }
+}
+
 static int parse_sizes(const char *list, struct ae_bench_options *options)
 {
         const char *at = list;
@@ -116,9 +135,9 @@ static int take(enum ae_bench_option id, const char *word, struct ae_bench_optio
                 options->quick = true;
                 return 0;
         case AE_BENCH_OPTION_NODES:
-                return parse_count("nodes", word, NODES_MAX, &options->nodes);
+                return parse_nodes(word, options);
         case AE_BENCH_OPTION_WORKERS:
-                return parse_count("workers", word, WORKERS_MAX, &options->workers);
+                return parse_count("workers", word, AE_BENCH_WORKERS_MAX, &options->workers);
         case AE_BENCH_OPTION_TRANSPORT:
                 return parse_transport(word, options);
         case AE_BENCH_OPTION_SIZE:

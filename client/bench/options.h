@@ -7,6 +7,8 @@
 #include <stdio.h>
 
 #define AE_BENCH_SIZES_MAX 16
+#define AE_BENCH_NODES_MAX 16   /* of a cluster, and numbers of a list; AE_OPS_SUM_MAX */
+#define AE_BENCH_WORKERS_MAX 16 /* of a node; the same */
 
 /*        name     word       what it measures */
 #define AE_BENCH_SUITE_TABLE(X)                                                                   \
@@ -25,7 +27,8 @@ enum ae_bench_suite {
 #define AE_BENCH_OPTION_TABLE(X)                                                                  \
         X(OUTPUT,    'o',   "output",    "table|json", "how the rows are written; default table") \
         X(QUICK,     'q',   "quick",     NULL,         "small sizes, few repeats: a smoke test")  \
-        X(NODES,     'n',   "nodes",     "N",          "daemons; default 1 and 2")                \
+        X(NODES,     'n',   "nodes",     "LIST",                                                  \
+          "daemons, divided by commas; default 1, 2, gather more where there are processors")     \
         X(WORKERS,   'w',   "workers",   "M",          "workers of each daemon; default 1 and 2") \
         X(TRANSPORT, 't',   "transport", "tcp|shm",    "between daemons; default both")           \
         X(SIZE,      's',   "size",      "LIST",                                                  \
@@ -45,7 +48,9 @@ enum ae_bench_option {
 struct ae_bench_options {
         bool suites[AE_BENCH_N_SUITES]; /* none named: all are set */
         bool json, quick, strict, help, version;
-        uint32_t nodes, workers; /* 0: not given */
+        uint32_t nodes[AE_BENCH_NODES_MAX];
+        uint32_t n_nodes;        /* 0: not given */
+        uint32_t workers;        /* 0: not given */
         const char *transport;   /* NULL: not given */
         const char *worker;      /* NULL, or the case that this process is a worker of */
         uint64_t sizes[AE_BENCH_SIZES_MAX];

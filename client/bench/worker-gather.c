@@ -194,15 +194,15 @@ static int measure_misses(struct ae_bench_job *job, uint64_t *times, uint32_t n)
         row.figure = (double)ae_bench_percentile(times, n, 500) / 1e3;
         row.aim = foreign ? AE_BENCH_AIM_NONE : AE_BENCH_AIM_FIGURE;
         row.target = foreign ? 0 : MISS_TARGET_US;
-        (void)snprintf(row.name, sizeof(row.name), foreign ? "miss, other node, %.8s, p50"
+        (void)snprintf(row.name, sizeof(row.name), foreign ? "miss, %u nodes, %.8s, p50"
                                                            : "miss, all asleep, p50",
-                       job->info.transport);
+                       job->info.n_nodes, job->info.transport);
         r = ae_bench_job_row(job, &row);
         row.figure = (double)ae_bench_percentile(times, n, 990) / 1e3;
         row.aim = AE_BENCH_AIM_NONE;
-        (void)snprintf(row.name, sizeof(row.name), foreign ? "miss, other node, %.8s, p99"
+        (void)snprintf(row.name, sizeof(row.name), foreign ? "miss, %u nodes, %.8s, p99"
                                                            : "miss, all asleep, p99",
-                       job->info.transport);
+                       job->info.n_nodes, job->info.transport);
         if (r == 0)
                 r = ae_bench_job_row(job, &row);
         if (r < 0 || foreign)
@@ -330,14 +330,14 @@ int ae_bench_case_copy(struct ae_bench_job *job)
 /* ---- a unit fetched whole over the wire ------------------------------------------------- */
 
 #define FETCH_TARGET 0.90
-#define FETCH_UNITS 4
-#define FETCH_CACHED 2
+#define FETCH_ROUNDS 8
+#define FETCH_QUICK_ROUNDS 3
 
-/*        name   who asks          words */
+/*        name   who asks     words */
 #define MODE_TABLE(X)                                                                             \
-        X(ONE,  false, "one node asks")    /* for whole units: its own part is copied meanwhile */ \
-        X(ALL,  true,  "all nodes ask")                                                           \
-        X(PART, false, "the other's part") /* of a unit, by a range: nothing is copied locally */
+        X(ONE,  false, "one asks") /* for whole units: its own part is copied meanwhile */        \
+        X(ALL,  true,  "all ask")                                                                 \
+        X(PART, false, "far part") /* of a unit, by a range: nothing is copied locally */
 
 enum mode {
 #define MODE_ENUM(name, all, words) MODE_##name,
@@ -347,7 +347,7 @@ enum mode {
 };
 
 static const struct {
-        bool all_ask;
+        bool all_ask; /* the workers of all nodes, otherwise those of node 0 */
         const char *words;
 } modes[N_MODES] = {
 #define MODE_ROW(name, all, words) { all, words },
@@ -360,59 +360,102 @@ struct fetches {
         uint64_t len; /* its bytes on the wire */
 };
 
+static uint32_t workers_of(const struct ae_bench_job *job)
+{
+        return job->options->workers;
+}
+
+/* Each worker of a node may hold a unit, and the largest has to fit beside these. */
+static uint32_t fetch_cached(const struct ae_bench_job *job)
+{
+        return workers_of(job) + 1;
+}
+
+/* Two more than are cached, so that going round them evicts. */
+static uint32_t fetch_units(const struct ae_bench_job *job)
+{
+        return fetch_cached(job) + 2;
+}
+
 static int ask(struct ae_bench_job *job, enum mode mode, uint32_t i, struct autoep_view *view)
 {
-        const uint32_t nodes = job->info.n_nodes;
+        const uint32_t nodes = job->info.n_nodes, units = fetch_units(job);
         const uint64_t part_n = job->model.unit_n / nodes / AE_LAYOUT_CUT *
                                 AE_LAYOUT_CUT;
 
         if (mode != MODE_PART)
-                return gather(job, i % FETCH_UNITS, view);
+                return gather(job, i % units, view);
         *view = (struct autoep_view)AUTOEP_VIEW_INIT;
-        return ae_bench_job_check(autoep_gather_range(job->handle, i / nodes % FETCH_UNITS,
+        return ae_bench_job_check(autoep_gather_range(job->handle, i / nodes % units,
                                                       i % nodes * part_n, part_n,
                                                       AUTOEP_DEFAULT_TIMEOUT, view));
 }
 
-/* One fetch; it counts when all that it brought from elsewhere came over the wire. */
-static int fetch_one(struct ae_bench_job *job, enum mode mode, uint32_t i, struct fetches *best)
+/* From when the first worker of node 0 asked until the last had its view; clocks of one machine. */
+static int time_of_node(struct ae_bench_job *job, uint64_t start_ns, uint64_t end_ns,
+                        uint64_t *ret_ns)
 {
+        const uint64_t mine[2] = { start_ns, end_ns };
+        uint64_t all[AE_BENCH_NODES_MAX * AE_BENCH_WORKERS_MAX][2];
+        int r = ae_bench_job_share(job, mine, sizeof(mine), all);
+
+        for (uint32_t rank = 0; r == 0 && rank < workers_of(job); rank++) {
+                start_ns = AE_MIN(start_ns, all[rank][0]);
+                end_ns = AE_MAX(end_ns, all[rank][1]);
+        }
+        *ret_ns = end_ns - start_ns;
+        return r;
+}
+
+/* A fetch by the workers of node 0 or of all nodes; what this rank saw of it. */
+static int fetch_once(struct ae_bench_job *job, enum mode mode, uint32_t i,
+                      struct fetches *ret_fetch)
+{
+        const bool several = workers_of(job) > 1;
+        const bool asks = modes[mode].all_ask || job->info.node == 0;
         struct autoep_stats before, after;
         struct autoep_view view;
-        uint64_t start_ns, ns, len;
-        int r = ae_bench_job_stats(job, &before);
+        uint64_t start_ns, end_ns, ns;
+        int r = ae_bench_job_stats(job, &before); /* before any worker of this node asks */
 
-        if (r < 0)
-                return r;
+        if (r == 0 && (modes[mode].all_ask || several))
+                r = ae_bench_job_barrier(job);
         start_ns = ae_now_ns();
-        r = ask(job, mode, i, &view);
-        ns = ae_now_ns() - start_ns;
-        if (r == 0)
+        if (r == 0 && asks)
+                r = ask(job, mode, i, &view);
+        end_ns = ae_now_ns();
+        ns = end_ns - start_ns;
+        if (r == 0 && several)
+                r = time_of_node(job, start_ns, end_ns, &ns);
+        if (r == 0 && asks)
                 r = release(job, &view);
         if (r == 0)
                 r = ae_bench_job_stats(job, &after);
         if (r < 0)
                 return r;
-        len = after.node_gather_recv_len - before.node_gather_recv_len;
-        if (after.gather_hits != before.gather_hits || i < FETCH_UNITS || len == 0)
-                return 0;
-        if (best->ns == 0 || ae_bench_gbps(len, ns) > ae_bench_gbps(best->len, best->ns))
-                *best = (struct fetches){ .ns = ns, .len = len };
+        ret_fetch->ns = ns;
+        ret_fetch->len = after.gather_hits != before.gather_hits
+                         ? 0 : after.node_gather_recv_len - before.node_gather_recv_len;
         return 0;
 }
 
-static int fetch_units(struct ae_bench_job *job, enum mode mode, struct fetches *ret_best)
+/* A fetch counts when all that it brought from elsewhere came over the wire. */
+static int fetch_all(struct ae_bench_job *job, enum mode mode, struct fetches *ret_best)
 {
-        const uint32_t n = (job->options->quick ? 3 : 8) * FETCH_UNITS;
-        const bool asks = modes[mode].all_ask || job->info.rank == 0;
+        const uint32_t n = (job->options->quick ? FETCH_QUICK_ROUNDS : FETCH_ROUNDS) *
+                           fetch_units(job);
+        const bool takes_part = modes[mode].all_ask || workers_of(job) > 1 || job->info.rank == 0;
+        struct fetches fetch;
         int r = 0;
 
         *ret_best = (struct fetches){ 0 };
-        for (uint32_t i = 0; r == 0 && i < n; i++) {
-                if (modes[mode].all_ask)
-                        r = ae_bench_job_barrier(job);
-                if (r == 0 && asks)
-                        r = fetch_one(job, mode, i, ret_best);
+        for (uint32_t i = 0; takes_part && r == 0 && i < n; i++) {
+                r = fetch_once(job, mode, i, &fetch);
+                if (r < 0 || i < fetch_units(job) || fetch.len == 0)
+                        continue;
+                if (ret_best->ns == 0 || ae_bench_gbps(fetch.len, fetch.ns) >
+                                         ae_bench_gbps(ret_best->len, ret_best->ns))
+                        *ret_best = fetch;
         }
         return r;
 }
@@ -429,28 +472,30 @@ static void copy_all(void *arg, uint32_t index, uint32_t n)
  * without. */
 static int copy_floor(struct ae_bench_job *job, uint64_t len, uint64_t *ret_ns)
 {
+        const uint32_t cached = fetch_cached(job), units = fetch_units(job);
         struct ae_bench_job part = { .unit_len = len };
-        uint8_t *to = ae_bench_memory_new(FETCH_CACHED * len);
-        uint8_t *from = ae_bench_memory_new(FETCH_UNITS * len);
+        uint8_t *to = ae_bench_memory_new(cached * len);
+        uint8_t *from = ae_bench_memory_new(units * len);
         struct ae_bench_team *team = NULL;
         int r = to && from ? ae_bench_team_new(1, &team) : AE_ENOMEM;
 
         *ret_ns = UINT64_MAX;
         for (uint32_t i = 0; r == 0 && i < (job->options->quick ? 4u : 12u); i++) {
-                struct copy copy = { .job = &part, .to = to + i % FETCH_CACHED * len,
-                                     .from = from + i % FETCH_UNITS * len };
+                struct copy copy = { .job = &part, .to = to + i % cached * len,
+                                     .from = from + i % units * len };
 
                 *ret_ns = AE_MIN(*ret_ns, ae_bench_team_run(team, copy_all, &copy));
         }
         ae_bench_team_free(team);
-        ae_bench_memory_free(to, FETCH_CACHED * len);
-        ae_bench_memory_free(from, FETCH_UNITS * len);
+        ae_bench_memory_free(to, cached * len);
+        ae_bench_memory_free(from, units * len);
         return r;
 }
 
 static int fetch_row(struct ae_bench_job *job, enum mode mode, const struct fetches *best)
 {
         const bool tcp = strcmp(job->info.transport, "tcp") == 0;
+        const bool aims = tcp && job->info.n_nodes == 2; /* the floor's processes are two */
         const uint64_t own_len =
                 mode == MODE_PART ? 0 : job->unit_len - AE_MIN(best->len, job->unit_len);
         struct ae_bench_row row = row_of(job, AE_BENCH_GBPS,
@@ -458,8 +503,8 @@ static int fetch_row(struct ae_bench_job *job, enum mode mode, const struct fetc
                                          : own_len ? "TCP + own copy"
                                                    : "plain TCP");
         const struct ae_bench_tcp plain = { .len = best->len, .own_len = own_len,
-                                            .streams = STREAMS, .n_from = FETCH_UNITS,
-                                            .n_to = FETCH_CACHED,
+                                            .streams = STREAMS, .n_from = fetch_units(job),
+                                            .n_to = fetch_cached(job),
                                             .both_ways = modes[mode].all_ask,
                                             .repeats = job->options->quick ? 3 : 8 };
         uint64_t floor_ns;
@@ -476,10 +521,10 @@ static int fetch_row(struct ae_bench_job *job, enum mode mode, const struct fetc
         row.len = best->len;
         row.figure = ae_bench_gbps(best->len, best->ns);
         row.floor = ae_bench_gbps(best->len, floor_ns);
-        row.aim = tcp ? AE_BENCH_AIM_RATIO : AE_BENCH_AIM_NONE;
-        row.target = tcp ? FETCH_TARGET : 0;
-        (void)snprintf(row.name, sizeof(row.name), "fetch, %.8s, %s", job->info.transport,
-                       modes[mode].words);
+        row.aim = aims ? AE_BENCH_AIM_RATIO : AE_BENCH_AIM_NONE;
+        row.target = aims ? FETCH_TARGET : 0;
+        (void)snprintf(row.name, sizeof(row.name), "fetch, %u x %u, %.8s, %s", job->info.n_nodes,
+                       workers_of(job), job->info.transport, modes[mode].words);
         return ae_bench_job_row(job, &row);
 }
 
@@ -489,7 +534,7 @@ static int measure_fetch(struct ae_bench_job *job, enum mode mode)
         int r = ae_bench_job_barrier(job);
 
         if (r == 0)
-                r = fetch_units(job, mode, &best);
+                r = fetch_all(job, mode, &best);
         if (r == 0)
                 r = ae_bench_job_barrier(job);
         if (r == 0)
@@ -500,12 +545,16 @@ static int measure_fetch(struct ae_bench_job *job, enum mode mode)
 int ae_bench_case_fetch(struct ae_bench_job *job)
 {
         const uint64_t unit_len = job->options->sizes[0];
-        const struct ae_bench_model model = { .n_units = FETCH_UNITS, .unit_n = unit_len / 2,
-                                              .cache_len = FETCH_CACHED * unit_len,
+        const struct ae_bench_model model = { .n_units = fetch_units(job),
+                                              .unit_n = unit_len / 2,
+                                              .cache_len = fetch_cached(job) * unit_len,
                                               .hold_len = unit_len };
         int r = ae_bench_job_register(job, &model);
 
-        for (int mode = 0; r == 0 && mode < N_MODES; mode++)
+        for (int mode = 0; r == 0 && mode < N_MODES; mode++) {
+                if (mode == MODE_PART && workers_of(job) > 1)
+                        continue; /* a range is fetched for each worker that asks */
                 r = measure_fetch(job, (enum mode)mode);
+        }
         return r;
 }

@@ -8,10 +8,12 @@
 #include "client/bench/passes.h"
 #include "client/bench/worker.h"
 
+#include "kernels/ops.h"
 #include "proto/base/clock.h"
 #include "proto/base/num.h"
 #include "proto/base/status.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,6 +23,9 @@
 #define ROUNDS 10
 #define QUICK_ROUNDS 3
 #define WARM_LEN (32 * AE_MIB) /* the ring by default: after as much every page of it was touched */
+
+static_assert(AE_BENCH_NODES_MAX <= AE_OPS_SUM_MAX && AE_BENCH_WORKERS_MAX <= AE_OPS_SUM_MAX,
+              "each fold is one sum in its floor");
 
 /* When the parts of a round ended, from its begin. */
 struct round_times {

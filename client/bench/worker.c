@@ -105,20 +105,34 @@ int ae_bench_job_register(struct ae_bench_job *job, const struct ae_bench_model 
         return r < 0 ? r : read_info(job);
 }
 
-int ae_bench_job_barrier(struct ae_bench_job *job)
+int ae_bench_job_share(struct ae_bench_job *job, const void *mine, uint64_t len, void *ret_all)
 {
-        AE_CLEANUP(ae_cleanup_free) uint64_t *lens = calloc(job->info.world, sizeof(*lens));
-        AE_CLEANUP(ae_cleanup_free) uint8_t *bytes = calloc(job->info.world, 2);
+        const uint32_t world = job->info.world;
+        AE_CLEANUP(ae_cleanup_free) uint64_t *lens = calloc(world, sizeof(*lens));
+        AE_CLEANUP(ae_cleanup_free) uint8_t *bytes = calloc(world, len);
 
         if (!lens || !bytes)
-                return ae_fail(AE_ENOMEM, "no memory for a barrier of %u ranks", job->info.world);
-        if (job->info.world == 1)
+                return ae_fail(AE_ENOMEM, "no memory for what %u ranks share", world);
+        for (uint32_t i = 0; i < world; i++) {
+                lens[i] = len;
+                memcpy(bytes + i * len, mine, len);
+        }
+        if (world == 1) {
+                memcpy(ret_all, mine, len);
                 return 0;
-        for (uint32_t i = 0; i < job->info.world; i++)
-                lens[i] = 1;
+        }
         return ae_bench_job_check(autoep_exchange(job->handle, AUTOEP_GROUP_WORLD, bytes, lens,
-                                                  bytes + job->info.world, lens,
-                                                  AUTOEP_DEFAULT_TIMEOUT));
+                                                  ret_all, lens, AUTOEP_DEFAULT_TIMEOUT));
+}
+
+int ae_bench_job_barrier(struct ae_bench_job *job)
+{
+        AE_CLEANUP(ae_cleanup_free) uint8_t *bytes = calloc(job->info.world, 1);
+        const uint8_t mine = 0;
+
+        if (!bytes)
+                return ae_fail(AE_ENOMEM, "no memory for a barrier of %u ranks", job->info.world);
+        return ae_bench_job_share(job, &mine, sizeof(mine), bytes);
 }
 
 int ae_bench_job_stats(struct ae_bench_job *job, struct autoep_stats *ret_stats)

@@ -31,6 +31,8 @@ int ae_bench_worker(const struct ae_bench_options *options);
 
 /* A case's registration and work; codes and texts are ae_fail()'s. */
 int ae_bench_job_register(struct ae_bench_job *job, const struct ae_bench_model *model);
+/* What every rank says, @len bytes each, by rank; all ranks have come here. */
+int ae_bench_job_share(struct ae_bench_job *job, const void *mine, uint64_t len, void *ret_all);
 /* All ranks have come here. */
 int ae_bench_job_barrier(struct ae_bench_job *job);
 /* Turns a code of libautoep into one of ours, with its text. */

@@ -60,8 +60,23 @@ class Bench(unittest.TestCase):
     def test_gather(self):
         self.check(rows_of("gather"), "gather", [
             "view of a cached unit, p50", "view of a cached unit, p99", "miss, all asleep, p50",
-            "gather into own memory", "miss, other node, tcp", "fetch, tcp, one node asks",
-            "fetch, tcp, all nodes ask", "fetch, tcp, the other's part", "fetch, shm, one node asks"])
+            "gather into own memory", "miss, 2 nodes, tcp", "fetch, 2 x 1, tcp, one asks",
+            "fetch, 2 x 1, tcp, all ask", "fetch, 2 x 1, tcp, far part",
+            "fetch, 2 x 1, shm, one asks", "fetch, 2 x 2, tcp, one asks",
+            "fetch, 2 x 2, shm, all ask"])
+
+    def test_nodes_and_workers_that_ask_at_once(self):
+        rows = rows_of("gather", "--nodes", "2,3", "--workers", "3", "--transport", "shm",
+                       "--size", "3M")
+        self.check(rows, "gather", ["miss, 2 nodes, shm", "miss, 3 nodes, shm"])
+        # What came over the wire is one fetch of what others own, whoever asked.
+        for nodes in (2, 3):
+            for words in ("one asks", "all ask"):
+                row, = [row for row in rows if row["name"] == f"fetch, {nodes} x 3, shm, {words}"]
+                self.assertAlmostEqual(row["len"], 3 * 2**20 * (nodes - 1) / nodes,
+                                       delta=300 * 2**10, msg=row["name"])
+                self.assertIsNone(row["target"])
+        self.assertFalse([row for row in rows if "1 x" in row["name"] or "view" in row["name"]])
 
     def test_scatter(self):
         rows = rows_of("scatter")

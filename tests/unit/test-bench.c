@@ -48,12 +48,16 @@ static void test_options(void **state)
                 assert_true(options.suites[i]);
         assert_false(options.json);
         assert_int_equal(options.n_sizes, 0);
-        assert_int_equal(parse("gather -o json --quick --nodes 3 --workers 2 --transport tcp "
+        assert_int_equal(options.n_nodes, 0);
+        assert_int_equal(parse("gather -o json --quick --nodes 3,1,16 --workers 2 --transport tcp "
                                "--size 4096,64K,2M,1G scatter", &options), 0);
         assert_true(options.suites[AE_BENCH_GATHER] && options.suites[AE_BENCH_SCATTER]);
         assert_false(options.suites[AE_BENCH_KERNELS]);
         assert_true(options.json && options.quick);
-        assert_int_equal(options.nodes, 3);
+        assert_int_equal(options.n_nodes, 3);
+        assert_int_equal(options.nodes[0], 3);
+        assert_int_equal(options.nodes[1], 1);
+        assert_int_equal(options.nodes[2], 16);
         assert_int_equal(options.workers, 2);
         assert_string_equal(options.transport, "tcp");
         assert_int_equal(options.n_sizes, 4);
@@ -71,6 +75,11 @@ static void test_options_refused(void **state)
                 { "gathers", "unknown suite 'gathers'" },
                 { "--nodes 0", "--nodes is '0'" },
                 { "--nodes 2x", "--nodes is '2x'" },
+                { "--nodes 2,", "--nodes is '2,'" },
+                { "--nodes 1,,2", "--nodes is '1,,2'" },
+                { "--nodes 17", "--nodes is '17'" }, /* more than the floors' sums have inputs */
+                { "--nodes 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1", "--nodes lists more than 16" },
+                { "--workers 17", "--workers is '17'" },
                 { "--workers -1", "--workers is '-1'" },
                 { "--transport verbs", "--transport is 'verbs'" },
                 { "-o yaml", "--output is 'yaml'" },
@@ -95,8 +104,8 @@ static void test_options_refused(void **state)
 /* ---- rows ------------------------------------------------------------------------------- */
 
 static const struct ae_bench_row sample = {
-        .suite = "gather", .name = "fetch, tcp", .floor_name = "plain TCP", .note = "ms: 1, 2",
-        .len = 1 << 20, .unit = AE_BENCH_GBPS, .figure = 2.7, .floor = 3.0,
+        .suite = "gather", .name = "fetch, 2 x 1, tcp", .floor_name = "plain TCP",
+        .note = "ms: 1, 2", .len = 1 << 20, .unit = AE_BENCH_GBPS, .figure = 2.7, .floor = 3.0,
         .aim = AE_BENCH_AIM_RATIO, .target = 0.9,
 };
 
@@ -201,7 +210,7 @@ static void test_table(void **state)
         }
         assert_int_equal(fclose(out), 0);
         assert_non_null(strstr(text, "105 MiB"));
-        assert_non_null(strstr(text, "fetch, tcp"));
+        assert_non_null(strstr(text, "fetch, 2 x 1, tcp"));
         for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
                 if (strlen(line) > 100)
                         fail_msg("%zu columns: %s", strlen(line), line);
