@@ -326,8 +326,9 @@ struct autoep_verdict {
 AUTOEP_API int autoep_step(autoep *handle, const struct autoep_step *step, int timeout_ms,
                            struct autoep_verdict *ret_verdict);
 
-/* Promises the others that this rank is alive but busy: their deadlines grow by @seconds. What
- * autoep-ctl shows is @reason; borrowed during the call. */
+/* Promises the others that this rank is alive but busy: their deadlines grow by @seconds, those of
+ * waits that begin meanwhile by what is left of them, until the next verdict. What autoep-ctl shows
+ * is @reason; borrowed during the call. */
 AUTOEP_API int autoep_pause(autoep *handle, const char *reason, uint32_t seconds);
 
 /* ---- state from outside, between steps --------------------------------------------------- */

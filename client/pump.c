@@ -21,6 +21,14 @@ static uint64_t pause_of(const struct autoep *h)
         return h->params ? atomic_load(&h->params->pause_ns) : 0;
 }
 
+/* What is left of a pause that was announced before @now_ns; read after pause_of(). */
+static uint64_t pause_left(const struct autoep *h, uint64_t now_ns)
+{
+        uint64_t until = h->params ? atomic_load(&h->params->pause_until_ns) : 0;
+
+        return until > now_ns ? until - now_ns : 0;
+}
+
 int ae_deadline_check(int timeout_ms)
 {
         if (timeout_ms < AUTOEP_DEFAULT_TIMEOUT)
@@ -36,17 +44,21 @@ void ae_deadline_init(const struct autoep *h, int timeout_ms, struct ae_deadline
         assert(ms >= 0);
         *ret_deadline = (struct ae_deadline){ .start_ns = ae_now_ns(), .pause_ns = pause_of(h),
                                               .timeout_ns = (uint64_t)ms * AE_NS_PER_MS };
+        ret_deadline->paused_ns = pause_left(h, ret_deadline->start_ns);
 }
 
 uint64_t ae_deadline_left_ns(const struct autoep *h, const struct ae_deadline *deadline)
 {
         uint64_t waited = ae_now_ns() - deadline->start_ns;
         uint64_t pause = pause_of(h);
+        uint64_t more = deadline->paused_ns;
         uint64_t allowed = deadline->timeout_ns;
 
         /* It begins again at 0 with a new epoch, and no pause makes a poll wait. */
-        if (allowed && pause > deadline->pause_ns &&
-            ae_add_overflows(allowed, pause - deadline->pause_ns, &allowed))
+        if (pause > deadline->pause_ns &&
+            ae_add_overflows(more, pause - deadline->pause_ns, &more))
+                more = UINT64_MAX;
+        if (allowed && ae_add_overflows(allowed, more, &allowed))
                 allowed = UINT64_MAX;
         return waited < allowed ? allowed - waited : 0;
 }

@@ -18,6 +18,7 @@
 struct ae_deadline {
         uint64_t start_ns, timeout_ns; /* timeout 0: don't wait */
         uint64_t pause_ns;             /* params.pause_ns at the start */
+        uint64_t paused_ns;            /* what was left then of a pause announced before */
 };
 
 /* AE_EINVAL for a timeout below AUTOEP_DEFAULT_TIMEOUT. */

@@ -60,7 +60,8 @@ struct ae_local_params {
         _Atomic uint64_t epoch;
         _Atomic uint32_t state;       /* enum ae_local_job_state; release after why */
         int32_t fail_status;          /* written before state */
-        _Atomic uint64_t pause_ns;    /* by how much deadlines have grown in this epoch */
+        _Atomic uint64_t pause_ns;    /* by how much deadlines have grown in this epoch; after: */
+        _Atomic uint64_t pause_until_ns; /* when the pause ends, CLOCK_MONOTONIC; 0: none */
         struct ae_local_text why;     /* FAILED: the reason */
         struct ae_local_text waiting; /* what the open round waits for */
         struct ae_wire_verdict verdict; /* of the last step; stays until all ranks asked again */

@@ -632,8 +632,11 @@ static void show(struct ae_job *job)
 {
         struct ae_worker *worker;
 
-        if (job->verdict.kind != AE_VERDICT_PUT) /* a rank may not have read that of its step yet */
+        if (job->verdict.kind != AE_VERDICT_PUT) { /* a rank may not have read its own yet */
                 job->page->verdict = job->verdict;
+                /* All have asked: no pause makes the next round's waits longer. */
+                atomic_store_explicit(&job->page->pause_until_ns, 0, memory_order_relaxed);
+        }
         ae_local_text_set(&job->page->waiting, "");
         atomic_store_explicit(&job->shard.header->job_version, job->version, memory_order_release);
         atomic_store_explicit(&job->shard.header->committed, job->round, memory_order_release);

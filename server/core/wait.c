@@ -27,6 +27,22 @@ int ae_wait_closed(struct ae_job *job, const struct ae_wire_closed *closed, size
         return 0;
 }
 
+/* Of waits that have begun by the growth, of those that begin now by what is left of it. */
+static void grow_deadlines(struct ae_job *job, uint64_t pause_ns)
+{
+        struct ae_local_params *page = job->page;
+        uint64_t seen = atomic_load_explicit(&page->pause_ns, memory_order_relaxed);
+        uint64_t until;
+
+        if (pause_ns <= seen)
+                return;
+        until = atomic_load_explicit(&page->pause_until_ns, memory_order_relaxed);
+        until = AE_MAX(until, job->core->now_ns) + (pause_ns - seen);
+        atomic_store_explicit(&page->pause_until_ns, until, memory_order_relaxed);
+        /* Pairs with ae_deadline_init(): who sees the growth sees until when. */
+        atomic_store_explicit(&page->pause_ns, pause_ns, memory_order_release);
+}
+
 int ae_wait_shown(struct ae_job *job, const struct ae_wire_waiting *waiting, size_t len)
 {
         char text[AE_WIRE_TEXT];
@@ -44,7 +60,7 @@ int ae_wait_shown(struct ae_job *job, const struct ae_wire_waiting *waiting, siz
         if (!job->page)
                 return 0;
         ae_local_text_set(&job->page->waiting, text);
-        atomic_store_explicit(&job->page->pause_ns, waiting->pause_ns, memory_order_release);
+        grow_deadlines(job, waiting->pause_ns);
         return 0;
 }
 

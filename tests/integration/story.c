@@ -256,6 +256,12 @@ int story_put(struct story_self *self, const struct story_args *args, struct sto
         return r < 0 ? r : autoep_put(self->handle, info.version, &item, 1, args->timeout_ms);
 }
 
+int story_pause(struct story_self *self, const struct story_args *args, struct story_result *result)
+{
+        (void)result;
+        return autoep_pause(self->handle, "writes a checkpoint", args->n);
+}
+
 int story_leave(struct story_self *self, const struct story_args *args, struct story_result *result)
 {
         (void)result;

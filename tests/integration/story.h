@@ -105,6 +105,7 @@ story_fn story_steps; /* n whole steps: gather, release, scatter of all units, s
 story_fn story_until; /* steps until the flag is set, see story_stop_flag() */
 story_fn story_redo;  /* a step that gives the round up, after a release */
 story_fn story_exchange, story_get, story_put, story_leave, story_close;
+story_fn story_pause; /* for n seconds */
 
 /* Makes story_until() of all workers that were started after it return; shared memory. */
 void story_until_stop(void);

@@ -290,6 +290,47 @@ static void test_stopped_is_named(void **state)
         stopped_is_named(*state, 0);
 }
 
+/* ---- a pause ----------------------------------------------------------------------------- */
+
+/* What a rank says before long work makes the deadlines of all grow, on its node and on the other:
+ * of who waits already, and of who begins to wait while it works. */
+static void test_pause(void **state)
+{
+        const struct story_args args = { .timeout_ms = DEADLINE_MS };
+        struct story *story = *state;
+        struct story_worker *workers = story->job.workers;
+        struct story_result result;
+
+        up(story);
+        for (uint32_t rank = 0; rank < 3; rank += 2)
+                story_post(&workers[rank], story_step, args);
+        story_must(&workers[3], story_pause, (struct story_args){ .n = 5 });
+        proc_sleep_ms(DEADLINE_MS / 2); /* all have heard of it */
+        story_post(&workers[1], story_step, args);
+        proc_sleep_ms(2 * DEADLINE_MS);
+        story_post(&workers[3], story_step, args);
+        for (uint32_t rank = 0; rank < 4; rank++) {
+                result = story_take(&workers[rank], 5 * DEADLINE_MS);
+                story_expect(&result, 0, NULL);
+        }
+        /* and when its step is through the pause is over, however long it was to be */
+        for (uint32_t rank = 0; rank < 3; rank++)
+                story_post(&workers[rank], story_step, args);
+        for (uint32_t rank = 0; rank < 3; rank++) {
+                result = story_take(&workers[rank], 5 * DEADLINE_MS);
+                check_in_time("step", rank, &result);
+                story_expect(&result, AUTOEP_ETIMEDOUT, "rank 3", NULL);
+        }
+        story_post(&workers[3], story_step, args);
+        for (uint32_t rank = 0; rank < 3; rank++)
+                story_post(&workers[rank], story_step, args);
+        for (uint32_t rank = 0; rank < 4; rank++) {
+                result = story_take(&workers[rank], 5 * DEADLINE_MS);
+                story_expect(&result, 0, NULL);
+        }
+        story_job_leave(&story->job);
+}
+
 /* The tool waits for its daemon no longer than it was told. */
 static void test_tool_and_stopped_daemon(void **state)
 {
@@ -410,6 +451,7 @@ int main(void)
                 STORY(test_decider_stopped, story_setup_tcp),
                 STORY(test_stopped_is_named, story_setup_tcp),
                 STORY(test_stopped_is_named, story_setup_shm),
+                STORY(test_pause, story_setup_tcp),
                 STORY(test_tool_and_stopped_daemon, story_setup_tcp),
                 STORY(test_forming, story_setup_tcp),
                 STORY(test_forming_without_daemon, story_setup_shm),

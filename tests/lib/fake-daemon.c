@@ -2,6 +2,7 @@
 /* The fake daemon's life, cache and knobs; its thread is in fake-daemon-serve.c. */
 #include "tests/lib/fake-daemon.h"
 
+#include "proto/base/clock.h"
 #include "tests/lib/fake-daemon-private.h"
 
 #include <sched.h>
@@ -268,6 +269,12 @@ void fake_set_state_status(struct fake_daemon *d, int status)
 void fake_grow_pause(struct fake_daemon *d, uint64_t ns)
 {
         atomic_fetch_add(&d->params->pause_ns, ns);
+}
+
+void fake_begin_pause(struct fake_daemon *d, uint64_t ns)
+{
+        atomic_store(&d->params->pause_until_ns, ae_now_ns() + ns);
+        fake_grow_pause(d, ns);
 }
 
 void fake_hang_up(struct fake_daemon *d)

@@ -151,7 +151,9 @@ void fake_set_verdict(struct fake_daemon *daemon, enum ae_verdict_kind kind,
                       const struct ae_wire_bad *bad);
 /* Negative: get and put are refused with it. */
 void fake_set_state_status(struct fake_daemon *daemon, int status);
+/* A pause of @ns that is over, or that lasts so long from now on. */
 void fake_grow_pause(struct fake_daemon *daemon, uint64_t ns);
+void fake_begin_pause(struct fake_daemon *daemon, uint64_t ns);
 /* Closes all connections, as a daemon that was killed. */
 void fake_hang_up(struct fake_daemon *daemon);
 /* Writes bytes to every socket. */

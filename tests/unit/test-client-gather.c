@@ -431,7 +431,7 @@ static void a_pause_extends_deadlines(void **state)
         autoep *h = job_join(d);
         uint32_t tail = atomic_load(&d->workers[0].page->sq_tail);
 
-        fake_grow_pause(d, 5000000000); /* before the wait: no matter */
+        fake_grow_pause(d, 5000000000); /* over before the wait: no matter */
         fake_set_holds(d, FAKE_HOLD_GATHER);
         assert_int_equal(pthread_create(&thread, NULL, gather_500_ms, h), 0);
         while (atomic_load(&d->workers[0].page->sq_tail) == tail)
@@ -440,6 +440,25 @@ static void a_pause_extends_deadlines(void **state)
         pthread_join(thread, &took);
         job_assert_took(*(uint64_t *)took, 550);
         free(took);
+        autoep_close(h);
+}
+
+/* Who begins to wait while a rank pauses has what is left of the pause, and a poll hasn't. */
+static void a_pause_under_way_extends_deadlines(void **state)
+{
+        struct fake_daemon *d = *state;
+        struct autoep_view view = AUTOEP_VIEW_INIT;
+        autoep *h = job_join(d);
+        uint64_t start;
+
+        fake_set_holds(d, FAKE_HOLD_GATHER);
+        fake_begin_pause(d, 150000000);
+        start = job_now_ms();
+        assert_int_equal(autoep_gather(h, JOB_UNIT_LAYER, 0, &view), AUTOEP_ETIMEDOUT);
+        assert_in_range(job_now_ms() - start, 0, 100);
+        start = job_now_ms();
+        assert_int_equal(autoep_gather(h, JOB_UNIT_LAYER, 50, &view), AUTOEP_ETIMEDOUT);
+        job_assert_took(job_now_ms() - start, 200);
         autoep_close(h);
 }
 
@@ -536,6 +555,7 @@ int main(void)
                 TEST(a_completion_queue_too_long_is_found),
                 TEST(followers_keep_their_own_deadlines),
                 TEST(a_pause_extends_deadlines),
+                TEST(a_pause_under_way_extends_deadlines),
                 TEST(no_view_is_ever_torn),
         };
 
