@@ -437,7 +437,8 @@ static int leave(struct autoep *h, int timeout_ms)
                                                           AE_CONTROL_DONE }, &deadline, &reply);
         ae_session_reply_deinit(&reply);
         if (r < 0 && r != AE_ECLOSED) /* that all have left may be heard before the answer */
-                return r;
+                return ae_pump_prefix(r, "cannot leave the job in round %llu",
+                                      (unsigned long long)ae_handle_round(h));
         pthread_mutex_lock(&h->lock);
         atomic_store_explicit(&h->gate, AE_GATE_LEFT, memory_order_release);
         pthread_mutex_unlock(&h->lock);

@@ -78,8 +78,9 @@ static int fetch(struct autoep *h, Autoep__StateItem *item, uint64_t len, void *
                                                           AE_CONTROL_DONE }, &deadline, &reply);
         ae_session_reply_deinit(&reply);
         if (r < 0)
-                return ae_pump_prefix(r, "cannot get the state of tensor '%s'",
-                                      ae_handle_tensor_name(h, item->tensor));
+                return ae_pump_prefix(r, "cannot get the state of tensor '%s' in round %llu",
+                                      ae_handle_tensor_name(h, item->tensor),
+                                      (unsigned long long)ae_handle_round(h));
         return ae_map_read(fd, data, len, 0);
 }
 
@@ -223,8 +224,9 @@ static int put_state(struct autoep *h, uint64_t version, struct put *put, int ti
                             &deadline, &reply);
         ae_session_reply_deinit(&reply);
         if (r < 0)
-                return ae_pump_prefix(r, "cannot put %zu items at version %llu", put->n,
-                                      (unsigned long long)version);
+                return ae_pump_prefix(r, "cannot put %zu items at version %llu in round %llu",
+                                      put->n, (unsigned long long)version,
+                                      (unsigned long long)ae_handle_round(h));
         return 0;
 }
 
@@ -263,7 +265,10 @@ static int pause_job(struct autoep *h, const char *reason, uint32_t seconds)
                                                           pause.id,
                                                           AE_CONTROL_DONE }, &deadline, &reply);
         ae_session_reply_deinit(&reply);
-        return r;
+        if (r < 0)
+                return ae_pump_prefix(r, "cannot pause the job in round %llu",
+                                      (unsigned long long)ae_handle_round(h));
+        return 0;
 }
 
 int autoep_pause(autoep *h, const char *reason, uint32_t seconds)

@@ -122,6 +122,15 @@ int story_gather(struct story_self *self, const struct story_args *args,
         return r;
 }
 
+int story_gather_range(struct story_self *self, const struct story_args *args,
+                       struct story_result *result)
+{
+        self->view = (struct autoep_view)AUTOEP_VIEW_INIT;
+        (void)result;
+        return autoep_gather_range(self->handle, args->unit, 0, args->n, args->timeout_ms,
+                                   &self->view);
+}
+
 int story_release(struct story_self *self, const struct story_args *args,
                   struct story_result *result)
 {

@@ -101,6 +101,7 @@ void story_job_end(struct story_job *job);
 void story_job_must(struct story_job *job, story_fn *fn, struct story_args args);
 
 story_fn story_open, story_register, story_gather, story_release, story_scatter, story_step;
+story_fn story_gather_range; /* the first n elements of a unit */
 story_fn story_steps; /* n whole steps: gather, release, scatter of all units, step */
 story_fn story_until; /* steps until the flag is set, see story_stop_flag() */
 story_fn story_redo;  /* a step that gives the round up, after a release */

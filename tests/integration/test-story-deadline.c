@@ -25,11 +25,13 @@ struct waiting {
 
 static const struct waiting calls[] = {
         { "gather", story_gather, { .unit = 0 } },
+        { "gather_range", story_gather_range, { .unit = 0, .n = 1000 } },
         { "scatter", story_scatter, { .unit = 1 } },
         { "step", story_step, { 0 } },
         { "exchange", story_exchange, { 0 } },
         { "get", story_get, { .unit = 0, .n = 300000 } },
         { "put", story_put, { .unit = 0, .n = 300000 } },
+        { "leave", story_leave, { 0 } },
 };
 #define N_CALLS (sizeof(calls) / sizeof(calls[0]))
 
@@ -47,6 +49,13 @@ static void check_in_time(const char *name, uint32_t rank, const struct story_re
         if (result->ms > DEADLINE_MS + LATE_MS)
                 fail_msg("%s of rank %u took %d ms of %d: %d: %s", name, rank, result->ms,
                          DEADLINE_MS, result->status, result->text);
+}
+
+/* What is right without the others: a unit in the node's cache, and a leave. */
+static bool is_alone(const struct waiting *call)
+{
+        return call->fn == story_gather || call->fn == story_gather_range ||
+               call->fn == story_leave;
 }
 
 static bool names_any(const char *text, const char *const *words)
@@ -82,6 +91,17 @@ static void check_failed(const char *name, uint32_t rank, const struct story_res
         if (!names_any(result->text, words))
                 fail_msg("%s of rank %u does not name '%s': %s", name, rank, words[0],
                          result->text);
+}
+
+/* The same of a job that was live: the round is named too. */
+static void check_lost(const char *name, uint32_t rank, const struct story_result *result,
+                       const char *const *words)
+{
+        static const char *const rounds[] = { "round 3", "round 4", NULL }; /* 4: after a put */
+
+        check_failed(name, rank, result, words);
+        if (!names_any(result->text, rounds))
+                fail_msg("%s of rank %u does not name the round: %s", name, rank, result->text);
 }
 
 /* A new job of the same name, with all its steps, on the daemons as they are. */
@@ -126,15 +146,16 @@ static void test_worker_killed(void **state)
                             (calls[i].fn == story_put && results[rank].status == AUTOEP_ESTATE))
                                 check_in_time(calls[i].name, rank, &results[rank]);
                         else
-                                check_failed(calls[i].name, rank, &results[rank], words);
+                                check_lost(calls[i].name, rank, &results[rank], words);
                 }
                 /* and what comes after it fails at once, for good */
                 call_all(story, &calls[i], 3, results);
                 for (uint32_t rank = 0; rank < 3; rank++) {
-                        if (results[rank].status == 0 && calls[i].fn == story_gather)
-                                continue; /* what the node's cache has is right for ever */
+                        if (is_alone(&calls[i]) && (results[rank].status == 0 ||
+                                                    results[rank].status == AUTOEP_ECLOSED))
+                                continue; /* it has left; the cache is right for ever */
                         assert_int_equal(results[rank].status, AUTOEP_ELOST);
-                        check_failed(calls[i].name, rank, &results[rank], words);
+                        check_lost(calls[i].name, rank, &results[rank], words);
                 }
                 serve_again(story);
         }
@@ -155,7 +176,7 @@ static void test_worker_stopped(void **state)
                 for (uint32_t rank = 0; rank < 3; rank++) {
                         check_in_time(calls[i].name, rank, &results[rank]);
                         if (needs_rank)
-                                check_failed(calls[i].name, rank, &results[rank], words);
+                                check_lost(calls[i].name, rank, &results[rank], words);
                         else if (calls[i].fn == story_put)
                                 assert_true(results[rank].status == 0 ||
                                             results[rank].status == AUTOEP_ESTATE);
@@ -184,17 +205,17 @@ static void daemon_gone(struct story *story, uint32_t node, int signal)
                 for (uint32_t rank = 0; rank < 4; rank++) {
                         check_in_time(calls[i].name, rank, &results[rank]);
                         if (results[rank].status == 0) {
-                                /* a cached unit; a ring that the own daemon empties */
-                                assert_true(calls[i].fn == story_gather ||
-                                            calls[i].fn == story_scatter);
+                                /* or a ring that the own daemon empties */
+                                assert_true(is_alone(&calls[i]) || calls[i].fn == story_scatter);
                                 continue;
                         }
-                        check_failed(calls[i].name, rank, &results[rank], words);
+                        check_lost(calls[i].name, rank, &results[rank], words);
                 }
                 args = (struct story_args){ .timeout_ms = DEADLINE_MS };
                 for (uint32_t rank = 0; rank < 4 && signal == SIGKILL; rank++) {
                         results[rank] = story_call(&story->job.workers[rank], story_redo, args);
-                        check_failed("a later step", rank, &results[rank], words);
+                        if (results[rank].status != AUTOEP_ECLOSED || calls[i].fn != story_leave)
+                                check_lost("a later step", rank, &results[rank], words);
                 }
                 if (signal == SIGSTOP)
                         proc_daemon_signal(&story->bed, node, SIGCONT);
@@ -282,6 +303,34 @@ static void stopped_is_named(struct story *story, uint32_t node)
         }
         proc_daemon_signal(&story->bed, node, SIGCONT);
         serve_again(story);
+}
+
+/* A daemon that dies under a wait ends it at once, with the same words. */
+static void killed_is_named(struct story *story, uint32_t node, story_fn *gather)
+{
+        const struct story_args args = { .unit = 2, .n = 1000, .timeout_ms = 10 * DEADLINE_MS };
+        const char *const word = node ? "node 1" : "node 0";
+        struct story_result result;
+
+        up_small(story);
+        proc_daemon_signal(&story->bed, node, SIGSTOP);
+        for (uint32_t rank = 0; rank < 2; rank++)
+                story_post(&story->job.workers[rank], gather, args);
+        proc_sleep_ms(LATE_MS); /* both wait */
+        proc_daemon_signal(&story->bed, node, SIGKILL);
+        for (uint32_t rank = 0; rank < 2; rank++) {
+                result = story_take(&story->job.workers[rank], 5 * DEADLINE_MS);
+                check_in_time("gather", rank, &result);
+                story_expect(&result, AUTOEP_ELOST, "'u2'", word, "round 1", NULL);
+        }
+        proc_daemon_start(&story->bed, node);
+        serve_again(story);
+}
+
+static void test_killed_is_named(void **state)
+{
+        killed_is_named(*state, 1, story_gather);
+        killed_is_named(*state, 0, story_gather_range);
 }
 
 static void test_stopped_is_named(void **state)
@@ -451,6 +500,7 @@ int main(void)
                 STORY(test_decider_stopped, story_setup_tcp),
                 STORY(test_stopped_is_named, story_setup_tcp),
                 STORY(test_stopped_is_named, story_setup_shm),
+                STORY(test_killed_is_named, story_setup_tcp),
                 STORY(test_pause, story_setup_tcp),
                 STORY(test_tool_and_stopped_daemon, story_setup_tcp),
                 STORY(test_forming, story_setup_tcp),
