@@ -17,6 +17,7 @@
 #include <string.h>
 
 #define ARENA_ALIGN 16 /* elements: a cache line of floats */
+#define N_BAD_LEN 1    /* elements behind the gradients: how many replicas report a bad one */
 
 struct rule {
         uint32_t n_moments;
@@ -188,7 +189,7 @@ static int check_names(const struct ae_expert_opt *opt)
 /* A zeroed arena, its pages touched; there is always one line, so that none is NULL. */
 static int make_arena(const struct ae_expert_opt *opt, float **ret_arena)
 {
-        const size_t len = (opt->n_arena + ARENA_ALIGN) * sizeof(float);
+        const size_t len = ae_align_up(opt->n_arena + N_BAD_LEN, ARENA_ALIGN) * sizeof(float);
         void *arena = NULL;
 
         if (posix_memalign(&arena, ARENA_ALIGN * sizeof(float), len) != 0)
@@ -314,22 +315,24 @@ int ae_expert_opt_reduce(struct ae_expert_opt *opt, struct ae_comm *edp, uint64_
                          struct ae_expert_report *ret_report)
 {
         struct ae_expert_report report = { 0 };
+        float *n_bad = opt->grad + opt->n_arena; /* added up too: replicas that report */
         int r;
 
         if (opt->phase != AE_EXPERT_ACCUMULATING)
                 return ae_fail(AE_ESTATE, "cannot reduce expert gradients: the optimizer is not "
                                           "sealed, or this round was reduced already");
         find_bad(opt, "on this rank", &report);
-        r = ae_comm_allreduce_sum_f32(edp, opt->grad, opt->n_arena, deadline_ns);
+        *n_bad = report.nonfinite;
+        r = ae_comm_allreduce_sum_f32(edp, opt->grad, opt->n_arena + N_BAD_LEN, deadline_ns);
         if (r < 0) {
                 phase_move(opt, AE_EXPERT_TORN);
                 return r;
         }
         phase_move(opt, AE_EXPERT_REDUCED);
-        /* Finite parts may have an infinite sum. */
-        if (edp->position == 0 && !sum_norm2(opt, &report.norm2))
+        /* Finite parts may have an infinite sum; otherwise the replica that has the value tells. */
+        if (edp->position == 0 && !sum_norm2(opt, &report.norm2) && *n_bad == 0)
                 find_bad(opt, "in the sum over replicas", &report);
-        opt->bad = report.nonfinite;
+        opt->bad = report.nonfinite || *n_bad > 0;
         if (opt->reduced) {
                 memcpy(opt->reduced, opt->grad, opt->n_arena * sizeof(float));
                 opt->has_reduced = true;
@@ -347,8 +350,8 @@ static int check_verdict(const struct ae_expert_opt *opt, const struct ae_expert
         if (opt->phase != AE_EXPERT_REDUCED)
                 return ae_fail(AE_ESTATE, "cannot apply a step: expert gradients are not reduced");
         if (opt->bad)
-                return ae_fail(AE_ESTATE, "cannot apply a step: this rank reported an expert "
-                                          "gradient that is not finite");
+                return ae_fail(AE_ESTATE, "cannot apply a step: this rank or a replica reported an "
+                                          "expert gradient that is not finite");
         if (verdict->n_groups != opt->config.n_groups)
                 return ae_fail(AE_EINVAL, "cannot apply a step with %u optimizer groups: the "
                                           "experts have %u",

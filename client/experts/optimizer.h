@@ -83,7 +83,8 @@ struct ae_expert_report {
                                   * tensor and are added exactly, so that the sum over all ranks,
                                   * the experts' part of the global norm, doesn't depend on which
                                   * of them holds what. Without the blocks that are not finite */
-        bool nonfinite;       /* this rank's own gradients hold NaN or Inf, first in: */
+        bool nonfinite;       /* this rank's own gradients hold NaN or Inf, or at EDP position 0 the
+                               * sum does while no replica's own do; first in: */
         uint32_t tensor;      /* index */
         size_t element;
         char text[256];       /* names tensor, layer, global expert and value; "" when finite */
@@ -115,7 +116,7 @@ struct ae_expert_verdict {
  * Ends the round. Applied: every trainable tensor of a group that is not idle takes a step, also
  * with a zero gradient where no token came, and its step count grows. Not applied (also legal
  * before reduce): nothing moves. Gradients are zero afterwards. AE_ESTATE when it is applied
- * without a whole reduce or to a round in which this rank reported a bad value; AE_EINVAL for
+ * without a whole reduce or to a round in which a replica reported a bad value; AE_EINVAL for
  * another number of groups. Nothing has changed after an error.
  */
 int ae_expert_opt_step(struct ae_expert_opt *opt, const struct ae_expert_verdict *verdict);

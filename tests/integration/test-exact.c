@@ -206,6 +206,34 @@ static void test_bf16_wire_once(void **state)
         check_bf16(1);
 }
 
+/* An Inf in one expert of one rank: the round is skipped everywhere, with no bit changed in any
+ * daemon or worker, and what comes after it is what would have come without it. */
+static void test_bad_expert(void **state)
+{
+        static const struct exact_run runs[] = {
+                { .cluster = { .n_nodes = 2, .workers = { 2, 2 }, .transport = "tcp" },
+                  .ep_size = 2, .bad = true, .bad_step = 1, .bad_rank = 3 },
+                { .cluster = { .n_nodes = 2, .workers = { 1, 3 } },
+                  .ep_size = 2, .order = AUTOEP_D_THEN_E, .bad = true, .bad_step = 2 },
+                { .cluster = { .n_nodes = 2, .workers = { 2, 2 } },
+                  .ep_size = 4, .bad = true, .bad_rank = 1 },
+        };
+
+        (void)state;
+        for (size_t i = 0; i < AE_ARRAY_LEN(runs); i++) {
+                struct exact_run run = runs[i];
+
+                memset(&run.job, 0, sizeof(run.job)); /* compared as bytes */
+                run.job.world = 4;
+                run.job.accumulate = 2;
+                run.job.optimizer = AUTOEP_ADAMW;
+                run.job.max_norm = 20;
+                run.job.n_experts = 4;
+                run.job.seed = 5;
+                assert_int_equal(exact_run(&run, reference_for(&run.job), NULL), 0);
+        }
+}
+
 /* One node and several, even and not, with several sizes of expert groups each. */
 static void test_few_topologies(void **state)
 {
@@ -260,6 +288,7 @@ int main(int argc, char **argv)
                 cmocka_unit_test(test_time),
                 cmocka_unit_test(test_momentum),
                 cmocka_unit_test(test_bf16_wire),
+                cmocka_unit_test(test_bad_expert),
                 cmocka_unit_test(test_even_topologies),
                 cmocka_unit_test(test_uneven_topologies),
         };
@@ -270,6 +299,7 @@ int main(int argc, char **argv)
         const struct CMUnitTest few[] = {
                 cmocka_unit_test(test_momentum),
                 cmocka_unit_test(test_bf16_wire_once),
+                cmocka_unit_test(test_bad_expert),
                 cmocka_unit_test(test_few_topologies),
         };
 

@@ -11,6 +11,7 @@
 #include "tests/lib/test.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -332,11 +333,12 @@ static bool has_kind(const struct exact_worker *w, uint32_t id, uint32_t what)
         return exact_is_trainable(&w->ref->model, id);
 }
 
-/* A dense tensor's whole state, as any rank may read it; an alias reads its home's. */
-static int check_tensor(struct exact_worker *w, uint32_t id, uint32_t step)
+/* A dense tensor's whole state, as any rank may read it; an alias reads its home's. After @skipped
+ * rounds it is what the step before left, without the gradient. */
+static int check_tensor(struct exact_worker *w, uint32_t id, uint32_t step, bool skipped)
 {
         const struct exact_tensor *t = &w->ref->model.tensors[id];
-        const struct exact_state *state = exact_state(w->ref, step + 1, id);
+        const struct exact_state *state = exact_state(w->ref, step + !skipped, id);
         uint64_t hash = 0;
 
         for (size_t k = 0; k < AE_ARRAY_LEN(kinds); k++) {
@@ -344,7 +346,8 @@ static int check_tensor(struct exact_worker *w, uint32_t id, uint32_t step)
                 const void *want =
                         *(void *const *)(const void *)((const char *)state + kinds[k].off);
 
-                if (!has_kind(w, id, kinds[k].what))
+                if (!has_kind(w, id, kinds[k].what) ||
+                    (skipped && kinds[k].what == AUTOEP_GRADIENT))
                         continue;
                 memset(w->room[0], 0xee, t->n * size);
                 CLUSTER_TRY(w->cluster, autoep_get(w->cluster->handle, id, kinds[k].what, 0, t->n,
@@ -359,11 +362,12 @@ static int check_tensor(struct exact_worker *w, uint32_t id, uint32_t step)
         return 0;
 }
 
-static int check_expert(struct exact_worker *w, uint32_t index, const void *weight, uint32_t step)
+static int check_expert(struct exact_worker *w, uint32_t index, const void *weight, uint32_t step,
+                        bool skipped)
 {
         const uint32_t id = exact_expert_tensor(w->first_expert) + index;
         const struct exact_tensor *t = &w->ref->model.tensors[id];
-        const struct exact_state *want = exact_state(w->ref, step + 1, id);
+        const struct exact_state *want = exact_state(w->ref, step + !skipped, id);
         const uint32_t expert = w->first_expert + index / EXACT_LAYER_TENSORS;
         struct ae_expert_state s;
         int r = ae_expert_opt_state(w->opt, index, &s);
@@ -383,7 +387,7 @@ static int check_expert(struct exact_worker *w, uint32_t index, const void *weig
                     ae_dtype_size(t->dtype));
         if (r == 0)
                 r = compare(w, "master", t->name, step, s.master, want->master, t->n, 4);
-        if (r == 0)
+        if (r == 0 && !skipped)
                 r = compare(w, "gradient", t->name, step, s.reduced, want->gradient, t->n, 4);
         if (r == 0 && s.moment[0] && w->ref->job.optimizer == AUTOEP_ADAMW)
                 r = compare(w, "first moment", t->name, step, s.moment[0], want->m, t->n, 4);
@@ -396,6 +400,23 @@ static int check_number(struct exact_worker *w, const char *name, double got, do
 {
         CLUSTER_CHECK(w->cluster, memcmp(&got, &want, sizeof(got)) == 0,
                       "the verdict's %s is %.17g, the reference has %.17g", name, got, want);
+        return 0;
+}
+
+/* The verdict names the last expert of the rank that had the Inf. */
+static int check_skipped(struct exact_worker *w, const struct autoep_verdict *v, uint32_t step)
+{
+        const uint32_t n = w->ref->job.n_experts, position =
+                ae_group_ep_rank(&w->place, w->run->bad_rank);
+        const uint32_t expert = ae_group_expert_first(&w->place, n, position) + w->n_local - 1;
+        const char *name = w->ref->model.tensors[exact_expert_tensor(expert)].name;
+
+        CLUSTER_CHECK(w->cluster, v->kind == AUTOEP_SKIPPED && v->version == step,
+                      "verdict %u, version %llu: %s", v->kind, (unsigned long long)v->version,
+                      v->why);
+        CLUSTER_CHECK(w->cluster, v->bad_rank == w->run->bad_rank && strstr(v->why, name),
+                      "rank %u and '%s' are to blame, not rank %u and %s", v->bad_rank, v->why,
+                      w->run->bad_rank, name);
         return 0;
 }
 
@@ -450,8 +471,15 @@ static int step_experts(struct exact_worker *w, const struct autoep_verdict *ver
         return 0;
 }
 
-static int ask(struct exact_worker *w, uint32_t step)
+static void spoil(struct exact_worker *w)
 {
+        ae_expert_opt_grad(w->opt, ae_expert_opt_count(w->opt) - EXACT_LAYER_TENSORS)[7] =
+                -INFINITY;
+}
+
+static int ask(struct exact_worker *w, uint32_t step, bool skipped)
+{
+        const bool bad = skipped && w->run->bad_rank == w->cluster->rank;
         struct autoep_hyper hyper[2];
         uint64_t counts[EXPERTS_MAX];
         struct ae_expert_report report;
@@ -461,16 +489,21 @@ static int ask(struct exact_worker *w, uint32_t step)
                 .max_norm = w->ref->job.max_norm, .balance_rate = EXACT_BALANCE_RATE,
                 .counts = counts, .n_counts = w->ref->job.n_experts,
         };
-        int r = ae_expert_opt_reduce(w->opt, &w->edp.comm, deadline(), &report);
+        int r;
 
-        CLUSTER_CHECK(w->cluster, r == 0 && !report.nonfinite, "%s", ae_error_text());
+        if (bad)
+                spoil(w);
+        r = ae_expert_opt_reduce(w->opt, &w->edp.comm, deadline(), &report);
+        CLUSTER_CHECK(w->cluster, r == 0, "%s", ae_error_text());
+        CLUSTER_CHECK(w->cluster, report.nonfinite == bad, "reduce reports '%s'", report.text);
+        request.expert_nonfinite = report.nonfinite ? report.text : NULL;
         exact_hyper(&w->ref->job, step, hyper);
         for (uint32_t e = 0; e < w->ref->job.n_experts; e++)
                 counts[e] = exact_count(&w->ref->job, step, w->cluster->rank, e);
         memcpy(&request.expert_norm2, &report.norm2, sizeof(report.norm2));
         CLUSTER_TRY(w->cluster, autoep_step(w->cluster->handle, &request, AUTOEP_DEFAULT_TIMEOUT,
                                             &verdict));
-        r = check_verdict(w, &verdict, step);
+        r = skipped ? check_skipped(w, &verdict, step) : check_verdict(w, &verdict, step);
         return r < 0 ? r : step_experts(w, &verdict);
 }
 
@@ -492,19 +525,19 @@ static int micro_batch(struct exact_worker *w, uint32_t step, uint32_t micro)
         return 0;
 }
 
-static int check_all(struct exact_worker *w, uint32_t step)
+static int check_all(struct exact_worker *w, uint32_t step, bool skipped)
 {
         const char *weight = w->expert_weights;
 
         for (uint32_t id = 0; id < EXACT_N_DENSE; id++) {
                 if ((id + step) % w->cluster->world == w->cluster->rank &&
-                    check_tensor(w, id, step) < 0)
+                    check_tensor(w, id, step, skipped) < 0)
                         return -1;
         }
         for (uint32_t i = 0; i < ae_expert_opt_count(w->opt); i++) {
                 const uint32_t id = exact_expert_tensor(w->first_expert) + i;
 
-                if (check_expert(w, i, weight, step) < 0)
+                if (check_expert(w, i, weight, step, skipped) < 0)
                         return -1;
                 weight += ae_align_up(w->ref->model.tensors[id].n * sizeof(float), 64);
         }
@@ -513,15 +546,24 @@ static int check_all(struct exact_worker *w, uint32_t step)
         return 0;
 }
 
+/* Nobody scatters again before all have read the reduced gradients. */
+static int do_round(struct exact_worker *w, uint32_t step, bool skipped)
+{
+        for (uint32_t micro = 0; micro < w->ref->job.accumulate; micro++) {
+                if (micro_batch(w, step, micro) < 0)
+                        return -1;
+        }
+        if (ask(w, step, skipped) < 0 || check_all(w, step, skipped) < 0)
+                return -1;
+        return cluster_barrier(w->cluster);
+}
+
 static int train(struct exact_worker *w)
 {
         for (uint32_t step = 0; step < EXACT_STEPS; step++) {
-                for (uint32_t micro = 0; micro < w->ref->job.accumulate; micro++) {
-                        if (micro_batch(w, step, micro) < 0)
-                                return -1;
-                }
-                /* Nobody scatters again before all have read the reduced gradients. */
-                if (ask(w, step) < 0 || check_all(w, step) < 0 || cluster_barrier(w->cluster) < 0)
+                if (w->run->bad && w->run->bad_step == step && do_round(w, step, true) < 0)
+                        return -1;
+                if (do_round(w, step, false) < 0)
                         return -1;
         }
         for (uint32_t unit = 0; unit < EXACT_N_UNITS; unit++) {

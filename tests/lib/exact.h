@@ -128,6 +128,9 @@ struct exact_run {
         uint32_t grad_wire;           /* of a random run; else the job says it */
         uint32_t slots;               /* 0, or so many small inbox slots, so that parts queue */
         bool random;                  /* gradients that are not exact; there is no reference */
+        bool bad;                     /* before step bad_step a round with all its gradients, and an
+                                         Inf among those of bad_rank's experts: it is skipped */
+        uint32_t bad_step, bad_rank;
 };
 
 /* What a random run ends each step with, to compare with another one. */

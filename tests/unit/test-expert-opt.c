@@ -13,6 +13,7 @@
 #include "tests/lib/normref.h"
 #include "tests/lib/test.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -96,6 +97,7 @@ static int round_of(struct ae_expert_opt *opt, struct ae_comm *edp, double grad_
 
 struct bad_job {
         float bad;
+        bool everywhere; /* on all ranks, not on rank 2 alone */
         struct ae_expert_report report[4];
         float weight[4][3];
         bool cleared[4];
@@ -109,12 +111,12 @@ static int bad_rounds(struct ae_expert_opt *opt, const struct local_rank *self)
         int r;
 
         grad[0] = 1;
-        if (self->rank == 2)
+        if (self->rank == 2 || job->everywhere)
                 grad[2] = job->bad;
         r = ae_expert_opt_reduce(opt, self->edp, self->deadline_ns, &job->report[self->rank]);
         if (r < 0)
                 return r;
-        if (self->rank == 2 && finish(opt, &group, 1, 1) != AE_ESTATE)
+        if (!job->everywhere && finish(opt, &group, 1, 1) != AE_ESTATE)
                 return ae_fail(AE_EPROTO, "a bad round could be applied");
         r = drop(opt);
         job->cleared[self->rank] = grad[0] == 0 && grad[1] == 0 && grad[2] == 0;
@@ -178,13 +180,28 @@ static void one_bad_value_is_found_named_and_skipped(void **state)
                 assert_non_null(strstr(job.report[2].text, "on this rank"));
                 assert_false(job.report[1].nonfinite);
                 assert_false(job.report[3].nonfinite);
-                assert_true(job.report[0].nonfinite); /* it has the norm of the sum */
-                assert_non_null(strstr(job.report[0].text, "in the sum"));
+                assert_false(job.report[0].nonfinite); /* rank 2 is to be named, not who adds */
                 for (size_t r = 0; r < 4; r++) {
                         assert_true(job.cleared[r]);
                         assert_memory_equal(job.weight[r], clean, sizeof(clean));
                 }
         }
+}
+
+/* Each gradient is finite: nobody is to blame, and who has the norm reports the sum. */
+static void a_sum_that_overflows_is_found(void **state)
+{
+        struct bad_job job = { .bad = FLT_MAX, .everywhere = true };
+        struct ae_group_topology topology;
+
+        (void)state;
+        assert_int_equal(ae_group_init(4, 1, AE_ORDER_ED, &topology), 0);
+        if (local_world_run(&topology, bad_body, &job) < 0)
+                fail_msg("%s", ae_error_text());
+        for (size_t r = 0; r < 4; r++)
+                assert_int_equal(job.report[r].nonfinite, r == 0);
+        assert_non_null(strstr(job.report[0].text, "layers.3.experts.7.w2"));
+        assert_non_null(strstr(job.report[0].text, "in the sum"));
 }
 
 static void a_skip_moves_nothing(void **state)
@@ -633,6 +650,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(one_bad_value_is_found_named_and_skipped),
+                cmocka_unit_test(a_sum_that_overflows_is_found),
                 cmocka_unit_test(a_skip_moves_nothing),
                 cmocka_unit_test(a_tiny_rate_moves_the_master),
                 cmocka_unit_test(rates_follow_each_group_and_step),
