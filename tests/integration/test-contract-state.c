@@ -445,23 +445,6 @@ static void test_poll_for_room(void **state)
         assert_int_equal(cluster_run(&spec, poll_for_room, NULL), 0);
 }
 
-static int meet_by_exchange(struct cluster_worker *w)
-{
-        uint64_t lens[4];
-        uint32_t mine[4], theirs[4] = { 0 };
-
-        for (uint32_t rank = 0; rank < w->world; rank++) {
-                lens[rank] = sizeof(mine[0]);
-                mine[rank] = 100 * w->rank + rank;
-        }
-        CLUSTER_TRY(w, autoep_exchange(w->handle, AUTOEP_GROUP_WORLD, mine, lens, theirs, lens,
-                                       AUTOEP_DEFAULT_TIMEOUT));
-        for (uint32_t rank = 0; rank < w->world; rank++)
-                CLUSTER_CHECK(w, theirs[rank] == 100 * rank + w->rank, "from rank %u: %u", rank,
-                              theirs[rank]);
-        return 0;
-}
-
 /* Even ranks scatter a before the exchange and b after it, odd ones the other way round. */
 static int opposite(struct cluster_worker *w)
 {
@@ -473,7 +456,7 @@ static int opposite(struct cluster_worker *w)
         for (uint32_t i = 0; i < 3; i++) {
                 for (uint32_t micro = 0; micro < 2; micro++) {
                         DO(contract_scatter(w, first, 0.125f));
-                        DO(meet_by_exchange(w));
+                        DO(contract_exchange(w));
                         DO(contract_scatter(w, second, 0.125f));
                         CLUSTER_TRY(w, autoep_micro_batch_end(w->handle));
                 }

@@ -134,6 +134,23 @@ int contract_ask(struct cluster_worker *worker, const struct autoep_step *step, 
         return 0;
 }
 
+int contract_exchange(struct cluster_worker *worker)
+{
+        uint64_t lens[4];
+        uint32_t mine[4], theirs[4] = { 0 };
+
+        for (uint32_t rank = 0; rank < worker->world; rank++) {
+                lens[rank] = sizeof(mine[0]);
+                mine[rank] = 100 * worker->rank + rank;
+        }
+        CLUSTER_TRY(worker, autoep_exchange(worker->handle, AUTOEP_GROUP_WORLD, mine, lens, theirs,
+                                            lens, AUTOEP_DEFAULT_TIMEOUT));
+        for (uint32_t rank = 0; rank < worker->world; rank++)
+                CLUSTER_CHECK(worker, theirs[rank] == 100 * rank + worker->rank,
+                              "from rank %u: %u", rank, theirs[rank]);
+        return 0;
+}
+
 /* ---- comparing -------------------------------------------------------------------------- */
 
 static int same_all(struct cluster_worker *worker, uint32_t tensor, uint32_t what, const void *data,

@@ -55,6 +55,9 @@ extern const struct autoep_hyper contract_adam[2];
 int contract_ask(struct cluster_worker *worker, const struct autoep_step *step, uint32_t kind,
                  struct autoep_verdict *ret_verdict);
 
+/* An exchange of the world with one word for each rank, which are compared; at most 4 ranks. */
+int contract_exchange(struct cluster_worker *worker);
+
 /* Compares @what of all elements of the tensor with one number. */
 int contract_is(struct cluster_worker *worker, uint32_t tensor, uint32_t what, float want);
 /* Masters, weights and moments of all trainable tensors against the reference. */
