@@ -550,6 +550,17 @@ static void on_up(struct ae_node *node, const struct ae_net_event *event)
         ae_core_peer_up(node->core, id, peer->incarnation);
 }
 
+/* Who waits for a node that is refused hears why. */
+static void on_refused(struct ae_node *node, const struct ae_net_event *event)
+{
+        uint32_t id = event->hello.node;
+
+        node_log(node, 1, "refused a peer: %s", event->text);
+        if ((event->status == AE_EMISMATCH || event->status == AE_EVERSION) &&
+            id < node->options.n_nodes && id != node->options.node && !node->peers[id].up)
+                set_why(node, id, event->text);
+}
+
 static void on_down(struct ae_node *node, const struct ae_net_event *event)
 {
         uint32_t id = event->conn->node;
@@ -674,7 +685,7 @@ static void on_event(struct ae_node *node, const struct ae_net_event *event)
                         flush(node, peer);
                 break;
         case AE_NET_EV_REFUSED:
-                node_log(node, 1, "refused a peer: %s", event->text);
+                on_refused(node, event);
                 break;
         }
 }

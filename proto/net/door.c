@@ -33,7 +33,11 @@ static void see_off(struct ae_guest *guest)
         ae_door_retry(door);
 }
 
-static void refuse(struct ae_guest *guest, int status, const char *text)
+static const struct ae_net_hello nobody;
+
+/* @who: what it said, as far as that is known. */
+static void refuse(struct ae_guest *guest, int status, const char *text,
+                   const struct ae_net_hello *who)
 {
         struct ae_door *door = guest->door;
 
@@ -41,7 +45,7 @@ static void refuse(struct ae_guest *guest, int status, const char *text)
         snprintf(guest->text, sizeof(guest->text), "refused an incoming connection: %s", text);
         ae_evq_push(door->events,
                     &(struct ae_net_event){ .kind = AE_NET_EV_REFUSED, .status = status,
-                                            .text = guest->text }, 0);
+                                            .hello = *who, .text = guest->text }, 0);
         see_off(guest);
 }
 
@@ -59,7 +63,7 @@ static void answer(struct ae_guest *guest)
 static void greet(struct ae_guest *guest)
 {
         struct ae_door *door = guest->door;
-        struct ae_hello hello;
+        struct ae_hello hello = { .kind = 0 };
         int r;
 
         r = ae_hello_decode(guest->hello, door->kind_a, door->kind_b, &hello);
@@ -73,7 +77,7 @@ static void greet(struct ae_guest *guest)
         }
         if (r == AE_EVERSION || r == AE_EMISMATCH)
                 answer(guest);
-        refuse(guest, r, ae_error_text());
+        refuse(guest, r, ae_error_text(), &hello.who);
 }
 
 static void on_guest(struct ae_source *source)
@@ -86,9 +90,9 @@ static void on_guest(struct ae_source *source)
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
                 return;
         if (n < 0)
-                return refuse(guest, AE_ELOST, strerror(errno));
+                return refuse(guest, AE_ELOST, strerror(errno), &nobody);
         if (n == 0)
-                return refuse(guest, AE_ELOST, "it closed before its hello was complete");
+                return refuse(guest, AE_ELOST, "it closed before its hello was complete", &nobody);
         guest->n_hello += (uint32_t)n;
         if (guest->n_hello == sizeof(guest->hello))
                 greet(guest);
@@ -100,7 +104,7 @@ static void on_late(struct ae_deadline *deadline)
 {
         struct ae_guest *guest = ae_container_of(deadline, struct ae_guest, deadline);
 
-        refuse(guest, AE_ETIMEDOUT, "it said no hello within the deadline");
+        refuse(guest, AE_ETIMEDOUT, "it said no hello within the deadline", &nobody);
 }
 
 /* Takes over @fd. A socket that cannot be set up is closed: its peer sees that. */

@@ -74,7 +74,7 @@ struct ae_net_event {
         enum ae_net_event_kind kind;
         int status;                /* DOWN, PUT_DONE: 0 or a negative code */
         struct ae_net_conn *conn;  /* borrowed from the endpoint */
-        struct ae_net_hello hello; /* UP */
+        struct ae_net_hello hello; /* UP; REFUSED with EMISMATCH or EVERSION: what it claims */
         const void *data;          /* MSG: borrowed from the endpoint */
         size_t len;                /* MSG, NOTIFY: bytes */
         struct ae_net_mem *mem;    /* NOTIFY: the mapped range that was written */

@@ -190,7 +190,7 @@ static int introduce(struct ae_sim *sim, struct sim_conn *conn, struct sim_net *
 {
         const struct ae_net_hello *asks = &sim_conn_net(conn)->options.self;
         const struct ae_net_hello *answers = &acceptor->options.self;
-        struct ae_net_event refused = { .kind = AE_NET_EV_REFUSED };
+        struct ae_net_event refused = { .kind = AE_NET_EV_REFUSED, .hello = *asks };
         int r;
 
         r = ae_hello_compare(answers, asks);

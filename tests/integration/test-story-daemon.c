@@ -89,6 +89,22 @@ static void test_bad_flags(void **state)
                 refuse(&starts[i], 2);
 }
 
+/* Between hosts daemons would have to authenticate: tcp listens on loopback addresses only. */
+static void test_tcp_stays_on_the_machine(void **state)
+{
+        static const char *const addresses[] = { "0.0.0.0:4700", "192.0.2.1:4700", "[::]:4700" };
+        struct proc_bed *bed = *state;
+        char peers[64];
+
+        for (size_t i = 0; i < sizeof(addresses) / sizeof(addresses[0]); i++) {
+                (void)snprintf(peers, sizeof(peers), "%s,127.0.0.1:4701", addresses[i]);
+                refuse(&(struct bad_start){ { "--dev", "--socket", bed->daemons[0].socket,
+                                              "--transport", "tcp", "--peers", peers },
+                                            { addresses[i], "loopback", "authenticate" } },
+                       1);
+        }
+}
+
 static void test_bad_files(void **state)
 {
         static const struct {
@@ -225,7 +241,68 @@ static void test_peer_lists_differ(void **state)
         story_must(&job.workers[0], story_open, (struct story_args){ 0 });
         result = story_call(&job.workers[0], story_register,
                             (struct story_args){ .timeout_ms = 700 });
-        story_expect(&result, AUTOEP_ETIMEDOUT, "node 1", NULL);
+        story_expect(&result, AUTOEP_ETIMEDOUT, "node 1", "peer lists differ", NULL);
+        story_job_end(&job);
+}
+
+/* Bytes that the tool shows as the job's. */
+static unsigned long long memory_shown(const struct proc_daemon *daemon)
+{
+        static const char key[] = "\"memory_len\":";
+        const char *const argv[] = { getenv("AUTOEP_CTL"), "--socket", daemon->socket,
+                                     "-o", "json", "jobs", NULL };
+        char output[4096];
+        const char *at;
+
+        assert_non_null(argv[0]);
+        assert_int_equal(proc_run(argv, 5000, output, sizeof(output)), 0);
+        at = strstr(output, key);
+        if (!at)
+                fail_msg("'%s' does not say %s", output, key);
+        return strtoull(at + strlen(key), NULL, 10);
+}
+
+/* At registration each daemon says what a job takes of its memory, which is what the tool shows as
+ * soon as the memory for the initial values is given back. */
+static void check_told(struct proc_bed *bed, uint32_t node)
+{
+        const uint64_t until = proc_now_ms() + 5000;
+        unsigned long long parts[7], sum, budget, parts_sum = 0, shown;
+        char line[512];
+
+        proc_daemon_log_line(bed, node, "memory of job 'told' on node ", line, sizeof(line));
+        if (sscanf(line,
+                   "memory of job 'told' on node %*u: %llu MiB = cache %llu + shard %llu + node "
+                   "sums %llu + owner sums %llu + inbox %llu + overflow %llu + out %llu; budget "
+                   "%llu MiB",
+                   &sum, &parts[0], &parts[1], &parts[2], &parts[3], &parts[4], &parts[5],
+                   &parts[6], &budget) != 9)
+                fail_msg("'%s' is not as expected", line);
+        for (size_t i = 0; i < 7; i++)
+                parts_sum += parts[i];
+        assert_in_range(sum, parts_sum, parts_sum + 7); /* each is cut to whole MiB */
+        assert_int_equal(budget, 300);
+        do
+                shown = memory_shown(&bed->daemons[node]);
+        while (shown >> 20 != sum && proc_now_ms() < until);
+        assert_int_equal(shown >> 20, sum);
+}
+
+static void test_memory_is_told(void **state)
+{
+        struct proc_bed *bed = *state;
+        struct story_job job;
+
+        bed->flags[0] = "--memory";
+        bed->flags[1] = "300M";
+        proc_daemon_start_all(bed);
+        story_job_init(&job, bed, "told", 2);
+        for (uint32_t rank = 0; rank < 2; rank++)
+                job.workers[rank].self.unit_n[0] = 4000000;
+        story_job_up(&job);
+        for (uint32_t node = 0; node < 2; node++)
+                check_told(bed, node);
+        story_job_leave(&job);
         story_job_end(&job);
 }
 
@@ -258,6 +335,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
                 STORY(test_bad_flags),
+                STORY(test_tcp_stays_on_the_machine),
                 STORY(test_bad_files),
                 STORY(test_bad_kernels),
                 STORY(test_takes_all_descriptors),
@@ -265,6 +343,7 @@ int main(void)
                 STORY(test_two_daemons_at_one_socket),
                 STORY(test_stale_socket_is_replaced),
                 STORY(test_peer_lists_differ),
+                STORY(test_memory_is_told),
                 STORY(test_too_little_memory),
         };
 

@@ -169,6 +169,18 @@ bool proc_daemon_log_has(const struct proc_bed *bed, uint32_t node, const char *
         return has;
 }
 
+void proc_daemon_log_line(const struct proc_bed *bed, uint32_t node, const char *text, char *ret,
+                          size_t size)
+{
+        char *log = read_log(bed, node);
+        const char *line = strstr(log, text);
+
+        if (!line)
+                fail_msg("the log of node %u does not say '%s'", node, text);
+        (void)snprintf(ret, size, "%.*s", (int)strcspn(line, "\n"), line);
+        free(log);
+}
+
 void proc_daemon_await_log(struct proc_bed *bed, uint32_t node, const char *text, int ms)
 {
         uint64_t until = proc_now_ms() + (uint64_t)ms;

@@ -45,6 +45,9 @@ bool proc_daemon_alive(struct proc_bed *bed, uint32_t node);
 /* Asserts that the node's log has @text by now or within @ms. */
 void proc_daemon_await_log(struct proc_bed *bed, uint32_t node, const char *text, int ms);
 bool proc_daemon_log_has(const struct proc_bed *bed, uint32_t node, const char *text);
+/* The first line of the log with @text, from there on; asserts. */
+void proc_daemon_log_line(const struct proc_bed *bed, uint32_t node, const char *text, char *ret,
+                          size_t size);
 /* Prints the logs to stderr. */
 void proc_bed_show(const struct proc_bed *bed);
 

@@ -132,9 +132,17 @@ void bad_addresses(void **state)
         longest[sizeof(longest) - 1] = '\0';
         assert_int_equal(ae_net_connect(a->net, longest, 2, &conn), AE_EINVAL);
         if (bed_is("tcp")) {
+                static const char *const outside[] = { "0.0.0.0:0", "192.0.2.1:0", "[::]:0" };
+
                 assert_int_equal(ae_net_connect(a->net, "192.0.2.1:80", 2, &conn),
                                  AE_EUNSUPPORTED);
                 assert_non_null(strstr(ae_error_text(), "192.0.2.1:80"));
+                for (size_t i = 0; i < AE_ARRAY_LEN(outside); i++) {
+                        struct ae_net_options listen = { .listen = outside[i] };
+
+                        assert_int_equal(ae_net_open("tcp", &listen, &net), AE_EUNSUPPORTED);
+                        assert_non_null(strstr(ae_error_text(), outside[i]));
+                }
         }
         assert_int_equal(ae_net_open(bed->transport, &again, &net), AE_EEXIST);
         assert_non_null(strstr(ae_error_text(), a->address));
