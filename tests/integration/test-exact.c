@@ -10,6 +10,7 @@
 #include "proto/base/num.h"
 #include "tests/lib/test.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -234,6 +235,91 @@ static void test_bad_expert(void **state)
         }
 }
 
+/* Where ranks of two jobs wait for each other, in order: each rank says that it is there. */
+struct meeting {
+        pthread_mutex_t lock;
+        pthread_cond_t changed;
+        uint32_t n_begun, n_lost; /* ranks of both that begin; of the failing job, that have heard */
+        uint32_t n_late;          /* waits that were in vain */
+};
+
+static void await(struct meeting *meeting, const uint32_t *count, uint32_t least)
+{
+        struct timespec until;
+
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += CLUSTER_TIMEOUT_MS / 1000;
+        while (*count < least) {
+                if (pthread_cond_timedwait(&meeting->changed, &meeting->lock, &until) != 0) {
+                        meeting->n_late++;
+                        return;
+                }
+        }
+}
+
+/* Adds a rank to @count, if there is one, and waits until @least are there. */
+static void meet(struct meeting *meeting, uint32_t *count, const uint32_t *awaited, uint32_t least)
+{
+        pthread_mutex_lock(&meeting->lock);
+        if (count) {
+                (*count)++;
+                pthread_cond_broadcast(&meeting->changed);
+        }
+        await(meeting, awaited, least);
+        pthread_mutex_unlock(&meeting->lock);
+}
+
+static void at_failing(void *arg, uint32_t step)
+{
+        struct meeting *meeting = arg;
+
+        if (step == 0)
+                meet(meeting, &meeting->n_begun, &meeting->n_begun, 7);
+        if (step == EXACT_STEPS)
+                meet(meeting, &meeting->n_lost, &meeting->n_lost, 0);
+}
+
+/* Has two steps beside the other job's rounds and one after its end. */
+static void at_lasting(void *arg, uint32_t step)
+{
+        struct meeting *meeting = arg;
+
+        if (step == 0)
+                meet(meeting, &meeting->n_begun, &meeting->n_begun, 7);
+        if (step == 2)
+                meet(meeting, NULL, &meeting->n_lost, 3);
+}
+
+/* Two jobs of other shapes, optimizers, placements and numbers on the same daemons: one has a round
+ * that is skipped and then fails, and both are equal to their references in every bit. */
+static void test_two_jobs(void **state)
+{
+        struct meeting meeting = { .lock = PTHREAD_MUTEX_INITIALIZER,
+                                   .changed = PTHREAD_COND_INITIALIZER };
+        const struct exact_job jobs[2] = {
+                { .world = 3, .accumulate = 3, .optimizer = AUTOEP_SGD, .momentum = 0.5,
+                  .n_experts = 6, .seed = 7 },
+                { .world = 4, .accumulate = 1, .optimizer = AUTOEP_ADAMW, .max_norm = 20,
+                  .n_experts = 4, .seed = 21 },
+        };
+        const struct exact_run runs[2] = {
+                { .cluster = { .n_nodes = 2, .workers = { 1, 2 }, .threads = 2 }, .job = jobs[0],
+                  .ep_size = 3, .slots = 2, .bad = true, .bad_step = 1, .bad_rank = 2,
+                  .lost = true, .at = at_failing, .arg = &meeting },
+                { .cluster = { .n_nodes = 2, .workers = { 3, 1 } }, .job = jobs[1], .ep_size = 2,
+                  .at = at_lasting, .arg = &meeting },
+        };
+        struct exact_reference *references[2];
+
+        (void)state;
+        for (int i = 0; i < 2; i++)
+                references[i] = exact_reference_new(&jobs[i]);
+        assert_int_equal(exact_run_both(runs, references), 0);
+        assert_int_equal(meeting.n_late, 0);
+        for (int i = 0; i < 2; i++)
+                exact_reference_free(references[i]);
+}
+
 /* One node and several, even and not, with several sizes of expert groups each. */
 static void test_few_topologies(void **state)
 {
@@ -289,6 +375,7 @@ int main(int argc, char **argv)
                 cmocka_unit_test(test_momentum),
                 cmocka_unit_test(test_bf16_wire),
                 cmocka_unit_test(test_bad_expert),
+                cmocka_unit_test(test_two_jobs),
                 cmocka_unit_test(test_even_topologies),
                 cmocka_unit_test(test_uneven_topologies),
         };
@@ -300,6 +387,7 @@ int main(int argc, char **argv)
                 cmocka_unit_test(test_momentum),
                 cmocka_unit_test(test_bf16_wire_once),
                 cmocka_unit_test(test_bad_expert),
+                cmocka_unit_test(test_two_jobs),
                 cmocka_unit_test(test_few_topologies),
         };
 

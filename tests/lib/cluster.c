@@ -49,18 +49,24 @@ struct member {
         bool runs;
 };
 
+struct cluster_crew {
+        const struct cluster_job *job; /* borrowed */
+        const char *name;              /* of the job; static */
+        struct member *members;        /* owned; [world] */
+        uint32_t world;
+        uint32_t n_waiting;            /* this and all below under the cluster's lock */
+        uint64_t n_meetings;
+        bool broken;                   /* a worker is gone: nobody will meet again */
+};
+
 struct cluster {
         const struct cluster_spec *spec; /* borrowed */
-        cluster_fn fn;
         char dir[PATH_MAX_LEN];
         struct node nodes[CLUSTER_NODES_MAX];
-        struct member *members; /* owned; [world] */
-        uint32_t world;
+        struct cluster_crew crews[CLUSTER_JOBS_MAX];
+        uint32_t n_crews;
         pthread_mutex_t lock;   /* over all below */
         pthread_cond_t met;
-        uint32_t n_waiting;
-        uint64_t n_meetings;
-        bool broken;            /* a worker is gone: nobody will meet again */
         int n_failures;
 };
 
@@ -69,13 +75,18 @@ struct trace {
         size_t n_fds, n_threads, n_maps;
 };
 
-uint32_t cluster_world(const struct cluster_spec *spec)
+static uint32_t count_workers(const struct cluster_spec *spec, const uint32_t *workers)
 {
         uint32_t world = 0;
 
         for (uint32_t node = 0; node < spec->n_nodes; node++)
-                world += spec->workers[node];
+                world += workers[node];
         return world;
+}
+
+uint32_t cluster_world(const struct cluster_spec *spec)
+{
+        return count_workers(spec, spec->workers);
 }
 
 /* ---- failures --------------------------------------------------------------------------- */
@@ -112,27 +123,28 @@ bool cluster_is_refused(int result, int code, const char *what)
 int cluster_barrier(struct cluster_worker *worker)
 {
         struct cluster *cluster = worker->cluster;
+        struct cluster_crew *crew = worker->crew;
         uint64_t meeting;
         int r;
 
         pthread_mutex_lock(&cluster->lock);
-        meeting = cluster->n_meetings;
-        if (++cluster->n_waiting == cluster->world && !cluster->broken) {
-                cluster->n_waiting = 0;
-                cluster->n_meetings++;
+        meeting = crew->n_meetings;
+        if (++crew->n_waiting == crew->world && !crew->broken) {
+                crew->n_waiting = 0;
+                crew->n_meetings++;
                 pthread_cond_broadcast(&cluster->met);
         }
-        while (!cluster->broken && cluster->n_meetings == meeting)
+        while (!crew->broken && crew->n_meetings == meeting)
                 pthread_cond_wait(&cluster->met, &cluster->lock);
-        r = cluster->n_meetings == meeting ? -1 : 0;
+        r = crew->n_meetings == meeting ? -1 : 0;
         pthread_mutex_unlock(&cluster->lock);
         return r;
 }
 
-static void break_barrier(struct cluster *cluster)
+static void break_barrier(struct cluster *cluster, struct cluster_crew *crew)
 {
         pthread_mutex_lock(&cluster->lock);
-        cluster->broken = true;
+        crew->broken = true;
         pthread_cond_broadcast(&cluster->met);
         pthread_mutex_unlock(&cluster->lock);
 }
@@ -144,7 +156,7 @@ static struct autoep_options options_of(const struct cluster_worker *worker)
         struct autoep_options options = AUTOEP_OPTIONS_INIT;
 
         options.socket = worker->cluster->nodes[worker->node].socket;
-        options.job = "cluster";
+        options.job = worker->crew->name;
         options.rank = (int)worker->rank;
         options.world = (int)worker->world;
         options.timeout_ms = CLUSTER_TIMEOUT_MS;
@@ -166,10 +178,12 @@ struct autoep_options cluster_reader_options(const struct cluster_worker *worker
 static int work(struct cluster_worker *worker)
 {
         struct autoep_options options = options_of(worker);
+        int r;
 
         CLUSTER_TRY(worker, autoep_open(&options, &worker->handle));
-        if (worker->cluster->fn(worker) != 0)
-                return -1;
+        r = worker->crew->job->fn(worker);
+        if (r != 0)
+                return r;
         CLUSTER_TRY(worker, autoep_leave(worker->handle, AUTOEP_DEFAULT_TIMEOUT));
         return 0;
 }
@@ -179,45 +193,66 @@ static void *worker_main(void *arg)
         struct cluster_worker *worker = arg;
 
         (void)work(worker);
-        break_barrier(worker->cluster);
+        break_barrier(worker->cluster, worker->crew);
         autoep_close(worker->handle);
         return NULL;
 }
 
-static void run_workers(struct cluster *cluster)
+static void start_crew(struct cluster *cluster, struct cluster_crew *crew)
 {
-        for (uint32_t rank = 0; rank < cluster->world; rank++) {
-                struct member *member = &cluster->members[rank];
+        for (uint32_t rank = 0; rank < crew->world; rank++) {
+                struct member *member = &crew->members[rank];
 
                 member->runs = pthread_create(&member->thread, NULL, worker_main,
                                               &member->worker) == 0;
                 if (!member->runs) {
                         report(cluster, "cannot start a worker's thread");
-                        break_barrier(cluster);
+                        break_barrier(cluster, crew);
                 }
-        }
-        for (uint32_t rank = 0; rank < cluster->world; rank++) {
-                if (cluster->members[rank].runs)
-                        pthread_join(cluster->members[rank].thread, NULL);
         }
 }
 
-static int place_workers(struct cluster *cluster, void *user)
+static void join_crew(struct cluster_crew *crew)
+{
+        for (uint32_t rank = 0; rank < crew->world; rank++) {
+                if (crew->members[rank].runs)
+                        pthread_join(crew->members[rank].thread, NULL);
+        }
+}
+
+static void run_workers(struct cluster *cluster)
+{
+        for (uint32_t i = 0; i < cluster->n_crews; i++)
+                start_crew(cluster, &cluster->crews[i]);
+        for (uint32_t i = 0; i < cluster->n_crews; i++)
+                join_crew(&cluster->crews[i]);
+}
+
+static int place_crew(struct cluster *cluster, struct cluster_crew *crew)
 {
         uint32_t rank = 0;
 
-        cluster->members = calloc(cluster->world, sizeof(*cluster->members));
-        if (!cluster->members)
-                return ae_fail(AE_ENOMEM, "no memory for %u workers", cluster->world);
+        crew->members = calloc(crew->world, sizeof(*crew->members));
+        if (!crew->members)
+                return ae_fail(AE_ENOMEM, "no memory for %u workers", crew->world);
         for (uint32_t node = 0; node < cluster->spec->n_nodes; node++) {
-                for (uint32_t i = 0; i < cluster->spec->workers[node]; i++, rank++)
-                        cluster->members[rank].worker = (struct cluster_worker){
-                                .cluster = cluster, .user = user, .rank = rank,
-                                .world = cluster->world, .node = node,
+                for (uint32_t i = 0; i < crew->job->workers[node]; i++, rank++)
+                        crew->members[rank].worker = (struct cluster_worker){
+                                .cluster = cluster, .crew = crew, .user = crew->job->user,
+                                .rank = rank, .world = crew->world, .node = node,
                                 .n_nodes = cluster->spec->n_nodes,
                         };
         }
         return 0;
+}
+
+static int place_workers(struct cluster *cluster)
+{
+        int r = 0;
+
+        for (uint32_t i = 0; i < cluster->n_crews && r == 0; i++)
+                r = place_crew(cluster, &cluster->crews[i]);
+        return r;
 }
 
 /* ---- daemons ---------------------------------------------------------------------------- */
@@ -378,14 +413,14 @@ static int make_dir(struct cluster *cluster)
         return 0;
 }
 
-static int prepare(struct cluster *cluster, void *user)
+static int prepare(struct cluster *cluster)
 {
         int r;
 
         r = make_dir(cluster);
         if (r < 0)
                 return r;
-        r = place_workers(cluster, user);
+        r = place_workers(cluster);
         if (r < 0)
                 return r;
         r = configure(cluster);
@@ -424,26 +459,45 @@ static void make_first(void)
         assert(r == 0);
 }
 
-int cluster_run(const struct cluster_spec *spec, cluster_fn fn, void *user)
+int cluster_run_jobs(const struct cluster_spec *spec, const struct cluster_job *jobs,
+                     uint32_t n_jobs)
 {
+        static const char *const names[CLUSTER_JOBS_MAX] = { "cluster", "other" };
         struct trace before;
-        struct cluster cluster = { .spec = spec, .fn = fn, .world = cluster_world(spec),
+        struct cluster cluster = { .spec = spec, .n_crews = n_jobs,
                                    .lock = PTHREAD_MUTEX_INITIALIZER,
                                    .met = PTHREAD_COND_INITIALIZER };
 
-        assert(spec->n_nodes >= 1 && spec->n_nodes <= CLUSTER_NODES_MAX && cluster.world >= 1);
+        assert(spec->n_nodes >= 1 && spec->n_nodes <= CLUSTER_NODES_MAX);
+        assert(n_jobs >= 1 && n_jobs <= CLUSTER_JOBS_MAX);
+        for (uint32_t i = 0; i < n_jobs; i++) {
+                cluster.crews[i] = (struct cluster_crew){
+                        .job = &jobs[i], .name = names[i],
+                        .world = count_workers(spec, jobs[i].workers),
+                };
+                assert(cluster.crews[i].world >= 1);
+        }
         make_first();
         before = take_trace();
         signal(SIGPIPE, SIG_IGN);
         ae_log_init("cluster", AE_LOG_ERROR);
-        if (prepare(&cluster, user) < 0)
+        if (prepare(&cluster) < 0)
                 report(&cluster, ae_error_text());
         else
                 run_workers(&cluster);
         stop_daemons(&cluster);
         if (cluster.dir[0] && rmdir(cluster.dir) < 0)
                 report(&cluster, "files are left in the cluster's directory");
-        free(cluster.members);
+        for (uint32_t i = 0; i < n_jobs; i++)
+                free(cluster.crews[i].members);
         check_trace(&cluster, &before);
         return cluster.n_failures;
+}
+
+int cluster_run(const struct cluster_spec *spec, cluster_fn fn, void *user)
+{
+        struct cluster_job job = { .fn = fn, .user = user };
+
+        memcpy(job.workers, spec->workers, sizeof(job.workers));
+        return cluster_run_jobs(spec, &job, 1);
 }

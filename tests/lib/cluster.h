@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A cluster as threads of one process: daemons, each on a thread of its own with a loop of its own,
- * and workers that use libautoep over the real rings and sockets. One cluster at a time; the thread
- * that calls cluster_run() waits for all others.
+ * and workers that use libautoep over the real rings and sockets, of one job or of several at once.
+ * One cluster at a time; the thread that calls cluster_run() waits for all others.
  *
  * A worker reports what it finds through CLUSTER_TRY and CLUSTER_CHECK, never with the asserts of
  * cmocka, which belong to the test's own thread.
@@ -27,15 +27,18 @@ struct cluster_spec {
 };
 
 struct cluster;
+struct cluster_crew;
 
 struct cluster_worker {
-        struct cluster *cluster; /* borrowed */
+        struct cluster *cluster;   /* borrowed */
+        struct cluster_crew *crew; /* borrowed; the workers of its job */
         autoep *handle;          /* open; cluster_run() leaves the job and closes it */
         void *user;              /* borrowed from cluster_run()'s caller, shared by all workers */
         uint32_t rank, world, node, n_nodes;
 };
 
-/* What a worker does, on its own thread: 0, or negative after it has reported a failure. */
+/* What a worker does, on its own thread: 0; negative after it has reported a failure; positive when
+ * its job has come to an end in which there is nothing to leave. */
 typedef int (*cluster_fn)(struct cluster_worker *worker);
 
 /*
@@ -45,13 +48,23 @@ typedef int (*cluster_fn)(struct cluster_worker *worker);
  */
 int cluster_run(const struct cluster_spec *spec, cluster_fn fn, void *user);
 
+/* The same with several jobs side by side; those of @spec have no part in it. */
+struct cluster_job {
+        uint32_t workers[CLUSTER_NODES_MAX];
+        cluster_fn fn;
+        void *user;
+};
+#define CLUSTER_JOBS_MAX 2
+int cluster_run_jobs(const struct cluster_spec *spec, const struct cluster_job *jobs,
+                     uint32_t n_jobs);
+
 /* Workers of all nodes. */
 uint32_t cluster_world(const struct cluster_spec *spec);
 
 /* Options to open another handle at the worker's daemon: a reader. */
 struct autoep_options cluster_reader_options(const struct cluster_worker *worker);
 
-/* Waits for all workers; negative when one of them has failed or returned. */
+/* Waits for all workers of the job; negative when one of them has failed or returned. */
 int cluster_barrier(struct cluster_worker *worker);
 
 /* Notes a failure; returns -1. Use the macros. */

@@ -558,9 +558,37 @@ static int do_round(struct exact_worker *w, uint32_t step, bool skipped)
         return cluster_barrier(w->cluster);
 }
 
+/* Rank 0 closes without leaving; a step of the others ends with that, by name. */
+static int lose(struct exact_worker *w)
+{
+        const struct autoep_hyper hyper[2] = { { .lr = 0 } };
+        const struct autoep_step request = { .size = sizeof(request), .hyper = hyper,
+                                             .n_groups = 2 };
+        struct autoep_verdict verdict = AUTOEP_VERDICT_INIT;
+
+        if (w->cluster->rank == 0) {
+                autoep_close(w->cluster->handle);
+                w->cluster->handle = NULL;
+                return 1;
+        }
+        CLUSTER_REFUSED(w->cluster, autoep_step(w->cluster->handle, &request,
+                                                AUTOEP_DEFAULT_TIMEOUT, &verdict),
+                        AUTOEP_ELOST, "rank 0");
+        return 1;
+}
+
+static void say_where(const struct exact_worker *w, uint32_t step)
+{
+        if (w->run->at)
+                w->run->at(w->run->arg, step);
+}
+
 static int train(struct exact_worker *w)
 {
+        int r;
+
         for (uint32_t step = 0; step < EXACT_STEPS; step++) {
+                say_where(w, step);
                 if (w->run->bad && w->run->bad_step == step && do_round(w, step, true) < 0)
                         return -1;
                 if (do_round(w, step, false) < 0)
@@ -570,7 +598,9 @@ static int train(struct exact_worker *w)
                 if (check_view(w, unit, EXACT_STEPS) < 0)
                         return -1;
         }
-        return 0;
+        r = w->run->lost ? lose(w) : 0;
+        say_where(w, EXACT_STEPS);
+        return r;
 }
 
 static int run_worker(struct cluster_worker *worker)
@@ -605,4 +635,19 @@ int exact_run(const struct exact_run *run, const struct exact_reference *referen
         if (ret_digests)
                 memset(ret_digests, 0, sizeof(*ret_digests));
         return cluster_run(&run->cluster, run_worker, &shared);
+}
+
+int exact_run_both(const struct exact_run runs[2], struct exact_reference *const references[2])
+{
+        struct shared shared[2];
+        struct cluster_job jobs[2];
+
+        for (int i = 0; i < 2; i++) {
+                assert(cluster_world(&runs[i].cluster) == references[i]->job.world);
+                assert(runs[i].cluster.n_nodes == runs[0].cluster.n_nodes && !runs[i].random);
+                shared[i] = (struct shared){ .run = &runs[i], .ref = references[i] };
+                jobs[i] = (struct cluster_job){ .fn = run_worker, .user = &shared[i] };
+                memcpy(jobs[i].workers, runs[i].cluster.workers, sizeof(jobs[i].workers));
+        }
+        return cluster_run_jobs(&runs[0].cluster, jobs, 2);
 }

@@ -131,6 +131,11 @@ struct exact_run {
         bool bad;                     /* before step bad_step a round with all its gradients, and an
                                          Inf among those of bad_rank's experts: it is skipped */
         uint32_t bad_step, bad_rank;
+        bool lost;                    /* after the last step rank 0 goes without leaving: the job
+                                         fails for all others */
+        void (*at)(void *arg, uint32_t step); /* NULL, or called by each rank before each step, and
+                                                 when all is over with EXACT_STEPS */
+        void *arg;                    /* borrowed */
 };
 
 /* What a random run ends each step with, to compare with another one. */
@@ -144,3 +149,6 @@ struct exact_digests {
  * @run->random @reference gives the model and initial values, and @ret_digests is filled. */
 int exact_run(const struct exact_run *run, const struct exact_reference *reference,
               struct exact_digests *ret_digests);
+/* Two jobs at once on the cluster of the first, each against its reference; of the second's cluster
+ * only the workers count. Not with .random. */
+int exact_run_both(const struct exact_run runs[2], struct exact_reference *const references[2]);
