@@ -276,7 +276,8 @@ static void count_slice(struct ae_job *job, uint32_t slice, void *user)
         uint32_t node = job->layout->slices[slice].node;
         struct ae_job_peer *peer = &job->peers[node];
 
-        count->fetch->n_left++;
+        if (count->fetch->n_left++ == 0)
+                count->fetch->first_slice = slice;
         if (!count->fetch->range)
                 job->here[slice / 8] &= (uint8_t)~(1u << (slice % 8));
         /* one item per owner, whatever it owns of the unit */
@@ -301,6 +302,7 @@ static void run_fetch(struct ae_job *job, struct ae_fetch *fetch, bool changed_o
         fetch->content = job->units[fetch->unit].content;
         fetch->mixed = false;
         fetch->n_left = 0;
+        fetch->arrived = 0;
         ae_serve_each(job, &item, count_slice, &count);
         if (fetch->n_left == 0)
                 fetch_done(job, fetch); /* a unit without bytes */
@@ -441,18 +443,34 @@ void ae_cache_arrived(struct ae_job *job, uint32_t token, uint32_t slice, uint32
                 fetch->mixed = true;
         if (!fetch->range)
                 job->here[slice / 8] |= (uint8_t)(1u << (slice % 8));
+        else if (slice - fetch->first_slice < 64)
+                fetch->arrived |= UINT64_C(1) << (slice - fetch->first_slice);
         if (--fetch->n_left == 0)
                 fetch_done(job, fetch);
         if (job->starved && !fetch->used)
                 ae_cache_retry(job); /* it may give way now */
 }
 
+struct missing {
+        const struct ae_fetch *fetch;
+        uint32_t node;
+};
+
+static bool is_here(const struct ae_job *job, const struct ae_fetch *fetch, uint32_t slice)
+{
+        uint32_t nth = slice - fetch->first_slice;
+
+        if (fetch->range)
+                return nth < 64 && (fetch->arrived >> nth & 1);
+        return job->here[slice / 8] >> (slice % 8) & 1;
+}
+
 static void first_missing(struct ae_job *job, uint32_t slice, void *user)
 {
-        uint32_t *node = user;
+        struct missing *missing = user;
 
-        if (*node == AE_WIRE_NONE && !(job->here[slice / 8] >> (slice % 8) & 1))
-                *node = job->layout->slices[slice].node;
+        if (missing->node == AE_WIRE_NONE && !is_here(job, missing->fetch, slice))
+                missing->node = job->layout->slices[slice].node;
 }
 
 /* An owner that a fetch waits for. */
@@ -460,10 +478,10 @@ uint32_t ae_cache_missing_node(struct ae_job *job, const struct ae_fetch *fetch)
 {
         struct ae_wire_want_item item = { .unit = fetch->unit, .first = fetch->first,
                                           .len = fetch->len };
-        uint32_t node = AE_WIRE_NONE;
+        struct missing missing = { fetch, AE_WIRE_NONE };
 
-        ae_serve_each(job, &item, first_missing, &node);
-        return node;
+        ae_serve_each(job, &item, first_missing, &missing);
+        return missing.node;
 }
 
 /* ---- requests --------------------------------------------------------------------------- */
@@ -534,10 +552,29 @@ int ae_cache_gather(struct ae_worker *worker, const struct ae_local_sqe *sqe)
         return 0;
 }
 
+/* One that brings the very same bytes. */
+static struct ae_fetch *find_range(const struct ae_job *job, const struct ae_waiter *waiter)
+{
+        for (uint32_t i = 0; i < job->n_fetches; i++) {
+                struct ae_fetch *fetch = &job->fetches[i];
+
+                if (fetch->used && fetch->range && fetch->unit == waiter->unit &&
+                    fetch->first == waiter->first && fetch->len == waiter->len)
+                        return fetch;
+        }
+        return NULL;
+}
+
 static bool begin_range(struct ae_job *job, struct ae_waiter *waiter)
 {
-        struct ae_fetch *fetch = new_fetch(job, waiter->unit);
+        struct ae_fetch *fetch = find_range(job, waiter);
 
+        if (fetch) {
+                ae_list_unlink(&waiter->link);
+                ae_list_push(&fetch->waiters, &waiter->link);
+                return true;
+        }
+        fetch = new_fetch(job, waiter->unit);
         if (!fetch)
                 return false;
         fetch->range = true;

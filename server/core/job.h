@@ -174,6 +174,8 @@ struct ae_fetch {
         uint64_t content;        /* expected version of the slices */
         uint32_t n_left;         /* slices not here yet */
         bool mixed;              /* some came at another version */
+        uint32_t first_slice;    /* of those that it waits for */
+        uint64_t arrived;        /* a range's: bit k, slice first_slice + k is here; for k < 64 */
         struct ae_list waiters;  /* struct ae_waiter */
 };
 

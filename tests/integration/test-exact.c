@@ -239,7 +239,8 @@ static void test_bad_expert(void **state)
 struct meeting {
         pthread_mutex_t lock;
         pthread_cond_t changed;
-        uint32_t n_begun, n_lost; /* ranks of both that begin; of the failing job, that have heard */
+        uint32_t n_begun;         /* ranks of both jobs that begin */
+        uint32_t n_lost;          /* ranks of the failing one that have heard */
         uint32_t n_late;          /* waits that were in vain */
 };
 

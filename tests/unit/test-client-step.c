@@ -330,7 +330,7 @@ static void get_brings_a_range(void **state)
         assert_int_equal(autoep_get(h, 99, AUTOEP_WEIGHT, 0, 1, values, 5000), AUTOEP_ENOENT);
         fake_set_state_status(d, AUTOEP_ELOST);
         assert_int_equal(autoep_get(h, JOB_W, AUTOEP_MASTER, 0, 1, values, 5000), AUTOEP_ELOST);
-        job_assert_error_names("'layer.w': node 1 has no such state");
+        job_assert_error_names("'layer.w' in round 1: node 1 has no such state");
         autoep_close(h);
 }
 
@@ -372,7 +372,7 @@ static void put_brings_all_items(void **state)
         assert_memory_equal(d->put + 12, frozen, 4);
         fake_set_state_status(d, AUTOEP_ESTATE);
         assert_int_equal(autoep_put(h, 3, items, 2, 5000), AUTOEP_ESTATE);
-        job_assert_error_names("version 3: the version is another one");
+        job_assert_error_names("version 3 in round 1: the version is another one");
         assert_int_equal(autoep_put(h, 0, items, 0, 5000), AUTOEP_EINVAL);
         items[1].data = NULL;
         assert_int_equal(autoep_put(h, 0, items, 2, 5000), AUTOEP_EINVAL);

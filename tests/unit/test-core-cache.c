@@ -95,6 +95,44 @@ static void test_range_waits_for_room(void **state)
         bed_free(bed);
 }
 
+static uint32_t n_range_fetches(const struct bed *bed)
+{
+        const struct ae_job *job = bed_job(bed, 0);
+        uint32_t n = 0;
+
+        for (uint32_t i = 0; i < job->n_fetches; i++)
+                n += job->fetches[i].used && job->fetches[i].range;
+        return n;
+}
+
+/* Whoever asks for what is on its way waits for the same bytes, which cross once. */
+static void test_ranges_share_a_fetch(void **state)
+{
+        struct bed *bed = bed_new(2, AE_GIB);
+        struct bed_worker *worker = NULL;
+
+        (void)state;
+        for (uint32_t rank = 0; rank < 2; rank++)
+                assert_int_equal(bed_rank(bed, rank, rank, 2, &worker), 0);
+        for (uint32_t rank = 0; rank < 2; rank++)
+                bed_register(&bed->workers[rank], NULL);
+        worker = &bed->workers[0];
+        post_range(worker, 1);
+        post_range(worker, 2);
+        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .unit = V, .n = RANGE_N - 1,
+                                             .token = 3 });
+        assert_int_equal(n_range_fetches(bed), 2);
+        bed_run(bed);
+        assert_int_equal(n_answers(worker), 3);
+        assert_int_equal(n_range_fetches(bed), 0);
+        for (uint32_t i = 0; i < 3; i++) {
+                assert_int_equal(answer(worker, i)->status, 0);
+                assert_int_equal(answer(worker, i)->slot == answer(worker, 0)->slot,
+                                 answer(worker, i)->token != 3);
+        }
+        bed_free(bed);
+}
+
 /* Views that nobody lets go: the text says what it waits for, and a release is seen by a tick. */
 static void test_range_waits_for_views(void **state)
 {
@@ -463,6 +501,7 @@ int main(void)
 {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_range_waits_for_room),
+                cmocka_unit_test(test_ranges_share_a_fetch),
                 cmocka_unit_test(test_range_waits_for_views),
                 cmocka_unit_test(test_range_evicts_for_a_slot),
                 cmocka_unit_test(test_range_of_one_gone),
