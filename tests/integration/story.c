@@ -5,6 +5,8 @@
 #include "proto/base/num.h"
 #include "tests/lib/test.h"
 
+#include <dlfcn.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -491,6 +493,91 @@ int story_setup_shm(void **state)
 int story_setup_one(void **state)
 {
         return setup(state, 1, "shm");
+}
+
+/* ---- counting --------------------------------------------------------------------------- */
+
+void story_preload(const char *name)
+{
+        const char *preload = getenv("INTERPOSE"), *others = getenv("LD_PRELOAD");
+        char all[1024];
+
+        if (!preload || (others && strstr(others, preload)))
+                return;
+        (void)snprintf(all, sizeof(all), "%s %s", preload, others ? others : "");
+        setenv("LD_PRELOAD", all, 1); /* the workers are children of this process */
+        execl("/proc/self/exe", name, (char *)NULL);
+}
+
+int story_setup_counted(void **state, const char *transport)
+{
+        struct story *story = calloc(1, sizeof(*story));
+        char out[96];
+
+        assert_non_null(story);
+        *state = story;
+        proc_bed_init(&story->bed, 2, transport);
+        story->bed.preload = getenv("INTERPOSE");
+        assert_non_null(story->bed.preload);
+        (void)snprintf(out, sizeof(out), "%s/calls", story->bed.dir);
+        setenv("INTERPOSE_OUT", out, 1);
+        proc_daemon_start_all(&story->bed);
+        return 0;
+}
+
+static void report_path(const struct proc_bed *bed, uint32_t node, char *path, size_t size)
+{
+        (void)snprintf(path, size, "%s/calls.%d", bed->dir, (int)bed->daemons[node].pid);
+}
+
+void story_mark(const struct proc_bed *bed, int signal)
+{
+        char path[160];
+
+        for (uint32_t node = 0; node < bed->n_nodes; node++) {
+                report_path(bed, node, path, sizeof(path));
+                (void)unlink(path);
+                assert_int_equal(kill(bed->daemons[node].pid, signal), 0);
+        }
+}
+
+unsigned long story_report_of(const struct proc_bed *bed, uint32_t node, const char *word,
+                              char *text, size_t size)
+{
+        uint64_t until = proc_now_ms() + 3000;
+        const char *at = NULL;
+        char path[160], line[64];
+
+        report_path(bed, node, path, sizeof(path));
+        (void)snprintf(line, sizeof(line), "\n%s ", word);
+        text[0] = '\n';
+        while (!at && proc_now_ms() < until) {
+                int fd = open(path, O_RDONLY | O_CLOEXEC);
+                ssize_t n = fd >= 0 ? read(fd, text + 1, size - 2) : 0;
+
+                if (fd >= 0)
+                        close(fd);
+                text[n > 0 ? n + 1 : 1] = '\0';
+                at = strstr(text, "\ntotal "); /* the last line */
+                if (!at)
+                        proc_sleep_ms(2);
+        }
+        at = at ? strstr(text, line) : NULL;
+        if (!at)
+                fail_msg("no report of node %u says '%s'", node, word);
+        return strtoul(at + strlen(line), NULL, 10);
+}
+
+struct story_counter story_counter(void)
+{
+        struct story_counter counter;
+
+        *(void **)(void *)&counter.begin = dlsym(RTLD_DEFAULT, "interpose_begin");
+        *(void **)(void *)&counter.end = dlsym(RTLD_DEFAULT, "interpose_end");
+        *(void **)(void *)&counter.live = dlsym(RTLD_DEFAULT, "interpose_live");
+        if (!counter.begin || !counter.end || !counter.live)
+                _exit(4);
+        return counter;
 }
 
 int story_teardown(void **state)

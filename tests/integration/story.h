@@ -74,6 +74,25 @@ int story_setup_shm(void **state);
 int story_setup_one(void **state); /* 1 node */
 int story_teardown(void **state);
 
+/* ---- counting, by tests/lib/interpose.c, which is $INTERPOSE --------------------------------- */
+
+/* First in main(): runs the program anew with the counter preloaded. */
+void story_preload(const char *name);
+/* 2 nodes whose daemons have it. */
+int story_setup_counted(void **state, const char *transport);
+/* SIGUSR1 begins to count in all daemons, SIGUSR2 ends it. */
+void story_mark(const struct proc_bed *bed, int signal);
+/* What the daemon's report after the last SIGUSR2 says of @word; the whole into @text. */
+unsigned long story_report_of(const struct proc_bed *bed, uint32_t node, const char *word,
+                              char *text, size_t size);
+/* In a worker. */
+struct story_counter {
+        void (*begin)(void);
+        unsigned long (*end)(int fd); /* calls; what they were to @fd */
+        unsigned long (*live)(void);  /* bytes */
+};
+struct story_counter story_counter(void);
+
 /* ---- workers ---------------------------------------------------------------------------- */
 
 void story_worker_start(struct story_worker *worker);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Nothing grows: descriptors, threads and memory of daemons, workers and a reader are the same
- * after a thousand steps with all there is in a step, and of daemons after fifty jobs one after
- * another. $STORY_STEPS gives another number of steps.
+ * Nothing grows: descriptors, threads, memory and what is allocated in daemons, workers and a
+ * reader are the same after a thousand rounds with all there is in one, and those of daemons after
+ * fifty jobs one after another. $STORY_STEPS gives another number of rounds; $INTERPOSE counts.
  */
 #include "tests/integration/story.h"
 #include "tests/lib/test.h"
@@ -12,6 +12,8 @@
 #include "proto/base/clock.h"
 #include "proto/base/dtype.h"
 
+#include <math.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,6 +25,10 @@
 #define WAIT_MS 20000
 #define JOBS 50
 #define SLACK_KIB 1024 /* of pages that the allocator gives back late */
+#define LIVE_SLACK 1024 /* bytes in all the rounds: what is on its way when one looks */
+
+enum { ROUND_THREE = 1, ROUND_SKIPPED = 3, ROUND_REDONE = 5, ROUND_REFUSED = 7, ROUND_PUT = 9,
+       ROUND_KINDS };
 
 static void check_flat(const char *who, const struct proc_stat *before,
                        const struct proc_stat *after)
@@ -81,8 +87,13 @@ static int open_experts(struct story_self *self, const struct story_args *args,
 static int dense_part(struct story_self *self, struct story_result *result)
 {
         static const uint32_t units[STORY_UNITS] = { 0, 1, 2 };
+        const struct story_args range = { .unit = 0, .n = GET_N, .timeout_ms = WAIT_MS };
         int r = autoep_prefetch(self->handle, units, STORY_UNITS);
 
+        if (r == 0)
+                r = story_gather_range(self, &range, result);
+        if (r == 0)
+                r = story_release(self, &range, result);
         for (uint32_t unit = 0; unit < STORY_UNITS && r == 0; unit++) {
                 const struct story_args args = { .unit = unit, .timeout_ms = WAIT_MS };
 
@@ -95,11 +106,13 @@ static int dense_part(struct story_self *self, struct story_result *result)
         return r;
 }
 
-static int ask(struct story_self *self, const struct ae_longacc *expert_norm2)
+/* Returns the verdict's kind unless it is applied. */
+static int ask(struct story_self *self, const struct ae_longacc *expert_norm2, uint32_t flags,
+               double max_norm)
 {
         const struct autoep_hyper hyper = { .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8 };
         struct autoep_step step = { .size = sizeof(step), .hyper = &hyper, .n_groups = 1,
-                                    .max_norm = 1 };
+                                    .flags = flags, .max_norm = max_norm };
         const struct ae_expert_group_step group = {
                 .hyper = { hyper.lr, hyper.beta1, hyper.beta2, hyper.eps, hyper.weight_decay },
         };
@@ -117,31 +130,88 @@ static int ask(struct story_self *self, const struct ae_longacc *expert_norm2)
         return r < 0 || experts_verdict.applied ? r : (int)verdict.kind;
 }
 
-/* n steps with all there is: prefetch, gather, scatter, experts, exchange, a step, a get. */
-static int whole_steps(struct story_self *self, const struct story_args *args,
-                       struct story_result *result)
+static int meet(struct story_self *self, struct story_result *result)
 {
-        static float state[GET_N];
-        struct ae_expert_report report;
+        return story_exchange(self, &(struct story_args){ .timeout_ms = WAIT_MS }, result);
+}
+
+/* Some elements of one tensor, from rank 0, while no rank has begun to scatter. */
+static int put_some(struct story_self *self, struct story_result *result)
+{
+        const struct story_args args = { .unit = 2, .n = GET_N, .timeout_ms = WAIT_MS };
+        int r = meet(self, result);
+
+        if (r == 0 && self->rank == 0)
+                r = story_put(self, &args, result);
+        return r == 0 ? meet(self, result) : r;
+}
+
+/* One to three micro-batches; with @bad a gradient isn't finite. */
+static int forward_backward(struct story_self *self, uint32_t n_micro, bool bad,
+                            struct story_result *result)
+{
         int r = 0;
 
-        for (uint32_t i = 0; i < args->n && r == 0; i++) {
+        self->data[0] = bad ? NAN : 0;
+        for (uint32_t micro = 0; micro < n_micro && r == 0; micro++) {
                 r = dense_part(self, result);
                 for (size_t k = 0; k < EXPERT_N; k++)
                         ae_expert_opt_grad(experts.opt, 0)[k] += 1;
                 if (r == 0)
-                        r = story_exchange(self, &(struct story_args){ .timeout_ms = WAIT_MS },
-                                           result);
+                        r = meet(self, result);
                 if (r == 0)
-                        r = ae_expert_opt_reduce(experts.opt, &experts.edp.comm, deadline(),
-                                                 &report);
-                if (r == 0)
-                        r = ask(self, &report.norm2);
-                if (r == 0 && i % 4 == self->rank)
-                        r = autoep_get(self->handle, i % 3, AUTOEP_MASTER, 0, GET_N, state,
-                                       WAIT_MS);
+                        r = autoep_micro_batch_end(self->handle);
         }
+        self->data[0] = 0;
         return r;
+}
+
+/* One of each ten rounds is skipped, redone, refused at first, or ends with a put. */
+static int whole_step(struct story_self *self, uint32_t i, struct story_result *result)
+{
+        static float state[GET_N];
+        const uint32_t kind = i % ROUND_KINDS;
+        const bool mine = self->rank == i / ROUND_KINDS % 2;
+        uint32_t want = kind == ROUND_SKIPPED  ? AUTOEP_SKIPPED
+                        : kind == ROUND_REDONE ? AUTOEP_REDO
+                                               : 0;
+        struct ae_expert_report report;
+        int r = forward_backward(self, kind == ROUND_THREE ? 3 : 1, mine && kind == ROUND_SKIPPED,
+                                 result);
+
+        if (r == 0)
+                r = ae_expert_opt_reduce(experts.opt, &experts.edp.comm, deadline(), &report);
+        if (r == 0 && kind == ROUND_REFUSED) {
+                r = ask(self, &report.norm2, 0, mine ? 2 : 1);
+                r = r == AUTOEP_EMISMATCH ? 0 : -100;
+        }
+        if (r == 0)
+                r = ask(self, &report.norm2, mine && kind == ROUND_REDONE ? AUTOEP_STEP_REDO : 0,
+                        1);
+        r = r == (int)want ? 0 : r ? r : -101;
+        if (r == 0 && i % 4 == self->rank)
+                r = autoep_get(self->handle, i % 3, AUTOEP_MASTER, 0, GET_N, state, WAIT_MS);
+        return r == 0 && kind == ROUND_PUT ? put_some(self, result) : r;
+}
+
+/* n rounds with all there is: prefetch, gather, range, scatter, experts, exchange, step, get. */
+static int whole_steps(struct story_self *self, const struct story_args *args,
+                       struct story_result *result)
+{
+        int r = 0;
+
+        for (uint32_t i = 0; i < args->n && r == 0; i++)
+                r = whole_step(self, i, result);
+        return r;
+}
+
+static int tell_live(struct story_self *self, const struct story_args *args,
+                     struct story_result *result)
+{
+        (void)self;
+        (void)args;
+        result->value = story_counter().live();
+        return 0;
 }
 
 static int close_experts(struct story_self *self, const struct story_args *args,
@@ -220,13 +290,31 @@ static void run(struct story *story, uint32_t n_steps, uint32_t n_visits)
         }
 }
 
-static void look(const struct story *story, struct proc_stat stats[5])
+struct look {
+        struct proc_stat stat;
+        unsigned long live; /* bytes allocated */
+};
+
+static void look(struct story *story, struct look looks[5])
 {
+        static char text[65536];
+        struct proc_stat stats[5];
+
         for (uint32_t i = 0; i < 2; i++) {
                 stats[i] = proc_stat_of(story->bed.daemons[i].pid);
                 stats[2 + i] = proc_stat_of(story->job.workers[i].pid);
         }
         stats[4] = proc_stat_of(story->other.workers[0].pid);
+        story_mark(&story->bed, SIGUSR2); /* after that: the report is a descriptor too */
+        for (uint32_t i = 0; i < 5; i++) {
+                looks[i].stat = stats[i];
+                looks[i].live =
+                        i < 2 ? story_report_of(&story->bed, i, "live", text, sizeof(text))
+                              : story_call(i < 4 ? &story->job.workers[i - 2]
+                                                 : &story->other.workers[0],
+                                           tell_live, (struct story_args){ 0 })
+                                        .value;
+        }
 }
 
 static void test_steps(void **state)
@@ -236,15 +324,19 @@ static void test_steps(void **state)
         struct story *story = *state;
         const char *given = getenv("STORY_STEPS");
         uint32_t n = given ? (uint32_t)strtoul(given, NULL, 10) : STEPS;
-        struct proc_stat before[5], after[5];
+        struct look before[5], after[5];
 
         start(story);
         run(story, WARM, VISITS);
         look(story, before);
         run(story, n, VISITS);
         look(story, after);
-        for (uint32_t i = 0; i < 5; i++)
-                check_flat(who[i], &before[i], &after[i]);
+        for (uint32_t i = 0; i < 5; i++) {
+                check_flat(who[i], &before[i].stat, &after[i].stat);
+                if (after[i].live > before[i].live + LIVE_SLACK)
+                        fail_msg("%s has %lu bytes after %u steps, %lu before", who[i],
+                                 after[i].live, n, before[i].live);
+        }
         story_job_must(&story->job, close_experts, (struct story_args){ 0 });
         story_job_leave(&story->job);
 }
@@ -285,13 +377,24 @@ static void test_jobs(void **state)
         }
 }
 
+static int counted_tcp(void **state)
+{
+        return story_setup_counted(state, "tcp");
+}
+
+static int counted_shm(void **state)
+{
+        return story_setup_counted(state, "shm");
+}
+
 #define STORY(test, setup) cmocka_unit_test_setup_teardown(test, setup, story_teardown)
 
 int main(void)
 {
+        story_preload("test-story-growth");
         const struct CMUnitTest tests[] = {
-                STORY(test_steps, story_setup_tcp),
-                STORY(test_steps, story_setup_shm),
+                STORY(test_steps, counted_tcp),
+                STORY(test_steps, counted_shm),
                 STORY(test_jobs, story_setup_tcp),
                 STORY(test_jobs, story_setup_shm),
         };

@@ -18,60 +18,14 @@
 #define WARM 20
 #define STEPS 100
 
-static int setup_quiet(void **state, const char *transport)
-{
-        struct story *story = calloc(1, sizeof(*story));
-        char out[96];
-
-        assert_non_null(story);
-        *state = story;
-        proc_bed_init(&story->bed, 2, transport);
-        story->bed.preload = getenv("INTERPOSE");
-        assert_non_null(story->bed.preload);
-        (void)snprintf(out, sizeof(out), "%s/calls", story->bed.dir);
-        setenv("INTERPOSE_OUT", out, 1);
-        proc_daemon_start_all(&story->bed);
-        return 0;
-}
-
 static int setup_tcp(void **state)
 {
-        return setup_quiet(state, "tcp");
+        return story_setup_counted(state, "tcp");
 }
 
 static int setup_shm(void **state)
 {
-        return setup_quiet(state, "shm");
-}
-
-/* The report of @pid once it is whole; into @text. Returns the total. */
-static unsigned long calls_of(const struct proc_bed *bed, pid_t pid, char *text, size_t size)
-{
-        uint64_t until = proc_now_ms() + 3000;
-        const char *total = NULL;
-        char path[160];
-
-        (void)snprintf(path, sizeof(path), "%s/calls.%d", bed->dir, (int)pid);
-        while (!total && proc_now_ms() < until) {
-                int fd = open(path, O_RDONLY | O_CLOEXEC);
-                ssize_t n = fd >= 0 ? read(fd, text, size - 1) : 0;
-
-                if (fd >= 0)
-                        close(fd);
-                text[n > 0 ? n : 0] = '\0';
-                total = strstr(text, "total ");
-                if (!total)
-                        proc_sleep_ms(2);
-        }
-        if (!total)
-                fail_msg("no report of pid %d", (int)pid);
-        return strtoul(total + strlen("total "), NULL, 10);
-}
-
-static void mark(const struct story *story, int signal)
-{
-        for (uint32_t node = 0; node < 2; node++)
-                assert_int_equal(kill(story->bed.daemons[node].pid, signal), 0);
+        return story_setup_counted(state, "shm");
 }
 
 static void test_daemons(void **state)
@@ -82,13 +36,13 @@ static void test_daemons(void **state)
         story_job_init(&story->job, &story->bed, "quiet", 2);
         story_job_up(&story->job);
         story_job_steps(&story->job, WARM);
-        mark(story, SIGUSR1);
+        story_mark(&story->bed, SIGUSR1);
         story_job_steps(&story->job, STEPS);
-        mark(story, SIGUSR2);
+        story_mark(&story->bed, SIGUSR2);
         for (uint32_t node = 0; node < 2; node++) {
                 static char text[65536];
-                unsigned long of_node =
-                        calls_of(&story->bed, story->bed.daemons[node].pid, text, sizeof(text));
+                unsigned long of_node = story_report_of(&story->bed, node, "total", text,
+                                                        sizeof(text));
 
                 if (of_node)
                         fprintf(stderr, "---- node %u, %s, in %d steps:\n%s", node,
@@ -108,18 +62,13 @@ static void test_daemons(void **state)
 static int counted_step(struct story_self *self, const struct story_args *args,
                         struct story_result *result)
 {
-        void (*begin)(void);
-        unsigned long (*end)(int fd);
+        const struct story_counter counter = story_counter();
         unsigned long n = 0;
         int r = 0;
 
-        *(void **)(void *)&begin = dlsym(RTLD_DEFAULT, "interpose_begin");
-        *(void **)(void *)&end = dlsym(RTLD_DEFAULT, "interpose_end");
-        if (!begin || !end)
-                return -100;
         for (uint32_t pass = 0; pass < 2; pass++) {
                 if (pass == 1)
-                        begin();
+                        counter.begin();
                 for (uint32_t unit = 0; unit < STORY_UNITS && r == 0; unit++) {
                         const struct story_args at = { .unit = unit, .timeout_ms = 10000 };
 
@@ -130,7 +79,7 @@ static int counted_step(struct story_self *self, const struct story_args *args,
                                 r = story_scatter(self, &at, result);
                 }
                 if (pass == 1)
-                        n = end(STDERR_FILENO);
+                        n = counter.end(STDERR_FILENO);
         }
         if (r == 0)
                 r = story_step(self, args, result);
@@ -179,11 +128,6 @@ static int run(void)
 
 int main(void)
 {
-        const char *preload = getenv("INTERPOSE");
-
-        if (preload && !getenv("LD_PRELOAD")) { /* the workers are children of this process */
-                setenv("LD_PRELOAD", preload, 1);
-                execl("/proc/self/exe", "test-story-quiet", (char *)NULL);
-        }
+        story_preload("test-story-quiet");
         return run();
 }

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Counts what the data path must not do: allocations and locks, by preloading (LD_PRELOAD) into a
- * program. SIGUSR1 begins to count, SIGUSR2 ends it and writes a report to the file
- * $INTERPOSE_OUT.PID: lines "NAME N", the frames of the first calls, and at last "total N". A
- * program that knows of it calls interpose_begin() and interpose_end() itself. Calls of all threads
+ * Counts what the data path must not do: allocations, maps and locks, by preloading (LD_PRELOAD)
+ * into a program. SIGUSR1 begins to count, SIGUSR2 ends it and writes a report to the file
+ * $INTERPOSE_OUT.PID: lines "NAME N", the frames of the first calls, "live N", which are the bytes
+ * allocated since the program began and not freed, and at last "total N". A program that knows of
+ * it calls interpose_begin(), interpose_end() and interpose_live() itself. Calls of all threads
  * count.
  */
 #include <dlfcn.h>
 #include <errno.h>
 #include <execinfo.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -18,24 +21,40 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define TRACES 24
 #define FRAMES 10
 #define EARLY_LEN 65536
 
-enum what { MALLOC, CALLOC, REALLOC, FREE, LOCK, COND_WAIT, COND_SIGNAL, N_WHAT };
+enum what { MALLOC, CALLOC, REALLOC, ALIGNED, MEMALIGN, FREE, MMAP, MUNMAP, LOCK, TRYLOCK,
+            TIMEDLOCK, RDLOCK, WRLOCK, COND_WAIT, COND_TIMEDWAIT, COND_SIGNAL, COND_BROADCAST,
+            SEM_WAIT, N_WHAT };
 
 static const char *const names[N_WHAT] = { "malloc",
                                            "calloc",
                                            "realloc",
+                                           "aligned_alloc",
+                                           "posix_memalign",
                                            "free",
+                                           "mmap",
+                                           "munmap",
                                            "pthread_mutex_lock",
+                                           "pthread_mutex_trylock",
+                                           "pthread_mutex_timedlock",
+                                           "pthread_rwlock_rdlock",
+                                           "pthread_rwlock_wrlock",
                                            "pthread_cond_wait",
-                                           "pthread_cond_signal" };
+                                           "pthread_cond_timedwait",
+                                           "pthread_cond_signal",
+                                           "pthread_cond_broadcast",
+                                           "sem_wait" };
 
 static _Atomic bool counting;
 static _Atomic uint64_t counts[N_WHAT];
+static _Atomic int64_t live; /* bytes */
 static _Atomic uint32_t n_traces;
 static struct {
         enum what what;
@@ -88,6 +107,14 @@ static void *take_early(size_t size)
         return p;
 }
 
+/* Returns @p. */
+static void *born(void *p)
+{
+        if (p)
+                atomic_fetch_add(&live, (int64_t)malloc_usable_size(p));
+        return p;
+}
+
 void *malloc(size_t size)
 {
         static void *(*next)(size_t);
@@ -98,7 +125,7 @@ void *malloc(size_t size)
                 *(void **)(void *)&next = real("malloc");
         }
         count(MALLOC);
-        return next(size);
+        return born(next(size));
 }
 
 void *calloc(size_t n, size_t size)
@@ -111,17 +138,47 @@ void *calloc(size_t n, size_t size)
                 *(void **)(void *)&next = real("calloc");
         }
         count(CALLOC);
-        return next(n, size);
+        return born(next(n, size));
 }
 
 void *realloc(void *p, size_t size)
 {
         static void *(*next)(void *, size_t);
+        int64_t len = (int64_t)malloc_usable_size(p); /* 0 of NULL */
+        void *moved;
 
         if (!next)
                 *(void **)(void *)&next = real("realloc");
         count(REALLOC);
-        return next(p, size);
+        atomic_fetch_sub(&live, len);
+        moved = next(p, size);
+        if (!moved && size)
+                atomic_fetch_add(&live, len);
+        return born(moved);
+}
+
+void *aligned_alloc(size_t alignment, size_t size)
+{
+        static void *(*next)(size_t, size_t);
+
+        if (!next)
+                *(void **)(void *)&next = real("aligned_alloc");
+        count(ALIGNED);
+        return born(next(alignment, size));
+}
+
+int posix_memalign(void **ret, size_t alignment, size_t size)
+{
+        static int (*next)(void **, size_t, size_t);
+        int r;
+
+        if (!next)
+                *(void **)(void *)&next = real("posix_memalign");
+        count(MEMALIGN);
+        r = next(ret, alignment, size);
+        if (r == 0)
+                born(*ret);
+        return r;
 }
 
 void free(void *p)
@@ -133,38 +190,38 @@ void free(void *p)
         if (!next)
                 *(void **)(void *)&next = real("free");
         count(FREE);
+        atomic_fetch_sub(&live, (int64_t)malloc_usable_size(p));
         next(p);
 }
 
-int pthread_mutex_lock(pthread_mutex_t *mutex)
-{
-        static int (*next)(pthread_mutex_t *);
+/* The same for a call that changes nothing but that it is counted. */
+#define PASS(what, type, name, params, ...)                                                       \
+        type name params                                                                          \
+        {                                                                                         \
+                static type(*next) params;                                                        \
+                                                                                                  \
+                if (!next)                                                                        \
+                        *(void **)(void *)&next = real(#name);                                    \
+                count(what);                                                                      \
+                return next(__VA_ARGS__);                                                         \
+        }
 
-        if (!next)
-                *(void **)(void *)&next = real("pthread_mutex_lock");
-        count(LOCK);
-        return next(mutex);
-}
-
-int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
-{
-        static int (*next)(pthread_cond_t *, pthread_mutex_t *);
-
-        if (!next)
-                *(void **)(void *)&next = real("pthread_cond_wait");
-        count(COND_WAIT);
-        return next(cond, mutex);
-}
-
-int pthread_cond_signal(pthread_cond_t *cond)
-{
-        static int (*next)(pthread_cond_t *);
-
-        if (!next)
-                *(void **)(void *)&next = real("pthread_cond_signal");
-        count(COND_SIGNAL);
-        return next(cond);
-}
+PASS(MMAP, void *, mmap, (void *at, size_t len, int prot, int flags, int fd, off_t off), at, len,
+     prot, flags, fd, off)
+PASS(MUNMAP, int, munmap, (void *at, size_t len), at, len)
+PASS(LOCK, int, pthread_mutex_lock, (pthread_mutex_t *mutex), mutex)
+PASS(TRYLOCK, int, pthread_mutex_trylock, (pthread_mutex_t *mutex), mutex)
+PASS(TIMEDLOCK, int, pthread_mutex_timedlock,
+     (pthread_mutex_t *mutex, const struct timespec *until), mutex, until)
+PASS(RDLOCK, int, pthread_rwlock_rdlock, (pthread_rwlock_t *lock), lock)
+PASS(WRLOCK, int, pthread_rwlock_wrlock, (pthread_rwlock_t *lock), lock)
+PASS(COND_WAIT, int, pthread_cond_wait, (pthread_cond_t *cond, pthread_mutex_t *mutex), cond, mutex)
+PASS(COND_TIMEDWAIT, int, pthread_cond_timedwait,
+     (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until), cond, mutex,
+     until)
+PASS(COND_SIGNAL, int, pthread_cond_signal, (pthread_cond_t *cond), cond)
+PASS(COND_BROADCAST, int, pthread_cond_broadcast, (pthread_cond_t *cond), cond)
+PASS(SEM_WAIT, int, sem_wait, (sem_t *sem), sem)
 
 /* ---- marks ------------------------------------------------------------------------------- */
 
@@ -192,6 +249,12 @@ static char out_path[200];
 
 void interpose_begin(void);
 unsigned long interpose_end(int fd);
+unsigned long interpose_live(void);
+
+unsigned long interpose_live(void)
+{
+        return (unsigned long)atomic_load(&live);
+}
 
 void interpose_begin(void)
 {
@@ -228,7 +291,10 @@ static void on_mark(int number)
         } else {
                 int fd = open(out_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
-                say(fd, "total", interpose_end(fd)); /* last: who sees it has seen all */
+                unsigned long total = interpose_end(fd);
+
+                say(fd, "live", interpose_live());
+                say(fd, "total", total); /* last: who sees it has seen all */
                 close(fd);
         }
         errno = saved;
