@@ -575,7 +575,8 @@ struct story_counter story_counter(void)
         *(void **)(void *)&counter.begin = dlsym(RTLD_DEFAULT, "interpose_begin");
         *(void **)(void *)&counter.end = dlsym(RTLD_DEFAULT, "interpose_end");
         *(void **)(void *)&counter.live = dlsym(RTLD_DEFAULT, "interpose_live");
-        if (!counter.begin || !counter.end || !counter.live)
+        *(void **)(void *)&counter.memory = dlsym(RTLD_DEFAULT, "interpose_memory");
+        if (!counter.begin || !counter.end || !counter.live || !counter.memory)
                 _exit(4);
         return counter;
 }

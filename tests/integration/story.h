@@ -89,7 +89,8 @@ unsigned long story_report_of(const struct proc_bed *bed, uint32_t node, const c
 struct story_counter {
         void (*begin)(void);
         unsigned long (*end)(int fd); /* calls; what they were to @fd */
-        unsigned long (*live)(void);  /* bytes */
+        unsigned long (*memory)(void); /* calls that ended counting, but for locks */
+        unsigned long (*live)(void);   /* bytes */
 };
 struct story_counter story_counter(void);
 

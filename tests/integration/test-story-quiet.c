@@ -2,17 +2,16 @@
 /*
  * No lock and no allocation on the data path: in 100 steps, after some to warm up, the daemons'
  * loop and compute threads call neither malloc nor a mutex, and a worker doesn't in gather, release
- * and scatter. $INTERPOSE is the preloaded counter, tests/lib/interpose.c.
+ * and scatter; where it has to wait, in a miss, an exchange and a step, it allocates nothing. Nodes
+ * have two workers, steps two micro-batches, and the cache is too small for all units. $INTERPOSE
+ * is the preloaded counter, tests/lib/interpose.c.
  */
 #include "tests/integration/story.h"
 #include "tests/lib/test.h"
 
-#include <dlfcn.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #define WARM 20
@@ -28,17 +27,120 @@ static int setup_shm(void **state)
         return story_setup_counted(state, "shm");
 }
 
+/* ---- the job ----------------------------------------------------------------------------- */
+
+#define UNITS 7
+#define UNIT_N 100000u
+#define UNIT_LEN (2 * UNIT_N + 256)
+
+static void add_units(const struct story_self *self, struct autoep_model *model,
+                      struct autoep_tensor *tensors)
+{
+        static const char *const names[UNITS] = { "u0", "u1", "u2", "u3", "u4", "u5", "u6" };
+
+        for (uint32_t i = 0; i < UNITS; i++) {
+                tensors[i] = tensors[0];
+                tensors[i].name = tensors[i].unit = names[i];
+                tensors[i].init = self->data;
+        }
+        model->n_tensors = UNITS;
+        model->cache_len = UINT64_C(4) * UNIT_LEN; /* the least is three, two workers' and one */
+        model->slots = 2;
+}
+
+static void up(struct story *story)
+{
+        story_job_init(&story->job, &story->bed, "quiet", 4);
+        for (uint32_t rank = 0; rank < 4; rank++) {
+                struct story_self *self = &story->job.workers[rank].self;
+
+                for (uint32_t unit = 0; unit < STORY_UNITS; unit++)
+                        self->unit_n[unit] = UNIT_N;
+                self->hold_len = UNIT_LEN;
+                self->tweak = add_units;
+        }
+        story_job_up(&story->job);
+}
+
+static int exchange(struct story_self *self, struct story_result *result)
+{
+        return story_exchange(self, &(struct story_args){ .timeout_ms = 10000 }, result);
+}
+
+/* One micro-batch, the units in turn and then as many exchanges. */
+static int micro_batch(struct story_self *self, struct story_result *result)
+{
+        int r = 0;
+
+        for (uint32_t unit = 0; unit < UNITS && r == 0; unit++) {
+                const struct story_args args = { .unit = unit, .timeout_ms = 10000 };
+
+                r = story_gather(self, &args, result);
+                if (r == 0)
+                        r = story_release(self, &args, result);
+                if (r == 0)
+                        r = story_scatter(self, &args, result);
+        }
+        if (r == 0)
+                r = exchange(self, result);
+        return r == 0 ? autoep_micro_batch_end(self->handle) : r;
+}
+
+static int whole_step(struct story_self *self, struct story_result *result)
+{
+        int r = micro_batch(self, result);
+
+        if (r == 0)
+                r = micro_batch(self, result);
+        if (r == 0)
+                r = story_step(self, &(struct story_args){ .timeout_ms = 10000 }, result);
+        return r;
+}
+
+/* n steps, of which the value is how many gathers the cache didn't have. */
+static int whole_steps(struct story_self *self, const struct story_args *args,
+                       struct story_result *result)
+{
+        struct autoep_stats before = { .size = sizeof(before) }, after = before;
+        int r = autoep_stats(self->handle, &before);
+
+        for (uint32_t i = 0; i < args->n && r == 0; i++)
+                r = whole_step(self, result);
+        if (r == 0)
+                r = autoep_stats(self->handle, &after);
+        result->value = after.gathers - after.gather_hits - (before.gathers - before.gather_hits);
+        return r;
+}
+
+static uint64_t run_steps(struct story *story, uint32_t n)
+{
+        uint64_t misses = 0;
+
+        for (uint32_t rank = 0; rank < 4; rank++)
+                story_post(&story->job.workers[rank], whole_steps, (struct story_args){ .n = n });
+        for (uint32_t rank = 0; rank < 4; rank++) {
+                const struct story_result result = story_take(&story->job.workers[rank], 60000);
+
+                story_expect(&result, 0, NULL);
+                misses += result.value;
+        }
+        return misses;
+}
+
+/* ---- the daemons ------------------------------------------------------------------------- */
+
 static void test_daemons(void **state)
 {
         struct story *story = *state;
         unsigned long n = 0;
+        uint64_t misses;
 
-        story_job_init(&story->job, &story->bed, "quiet", 2);
-        story_job_up(&story->job);
-        story_job_steps(&story->job, WARM);
+        up(story);
+        (void)run_steps(story, WARM);
         story_mark(&story->bed, SIGUSR1);
-        story_job_steps(&story->job, STEPS);
+        misses = run_steps(story, STEPS);
         story_mark(&story->bed, SIGUSR2);
+        assert_in_range(misses, STEPS, UINT64_MAX);
         for (uint32_t node = 0; node < 2; node++) {
                 static char text[65536];
                 unsigned long of_node = story_report_of(&story->bed, node, "total", text,
@@ -55,51 +157,63 @@ static void test_daemons(void **state)
                          story->bed.transport);
 }
 
-/* ---- the worker -------------------------------------------------------------------------- */
+/* ---- the workers ------------------------------------------------------------------------- */
 
-/* A whole step, of which only gathers that the cache answers, releases and scatters are looked at;
- * the value is what the counter in this process has seen. */
-static int counted_step(struct story_self *self, const struct story_args *args,
+/* What the counter sees in gathers that the cache answers, releases and scatters; the first gather
+ * of each unit is often a miss and isn't counted. */
+static int counted_hits(struct story_self *self, const struct story_args *args,
                         struct story_result *result)
 {
         const struct story_counter counter = story_counter();
         unsigned long n = 0;
         int r = 0;
 
-        for (uint32_t pass = 0; pass < 2; pass++) {
-                if (pass == 1)
-                        counter.begin();
-                for (uint32_t unit = 0; unit < STORY_UNITS && r == 0; unit++) {
-                        const struct story_args at = { .unit = unit, .timeout_ms = 10000 };
+        (void)args;
+        for (uint32_t unit = 0; unit < UNITS && r == 0; unit++) {
+                const struct story_args at = { .unit = unit, .timeout_ms = 10000 };
+                struct autoep_view held = AUTOEP_VIEW_INIT; /* so that it stays in the cache */
 
-                        r = story_gather(self, &at, result);
-                        if (r == 0)
-                                r = story_release(self, &at, result);
-                        if (r == 0 && pass == 1)
-                                r = story_scatter(self, &at, result);
-                }
-                if (pass == 1)
-                        n = counter.end(STDERR_FILENO);
+                r = autoep_gather(self->handle, unit, 10000, &held);
+                if (r < 0)
+                        return r;
+                counter.begin();
+                r = story_gather(self, &at, result);
+                if (r == 0)
+                        r = story_release(self, &at, result);
+                if (r == 0)
+                        r = story_scatter(self, &at, result);
+                n += counter.end(STDERR_FILENO);
+                (void)autoep_release(self->handle, &held);
         }
         if (r == 0)
-                r = story_step(self, args, result);
+                r = story_step(self, &(struct story_args){ .timeout_ms = 10000 }, result);
         result->value = n;
         return r;
 }
 
-static void test_worker(void **state)
+/* Allocations and maps of a whole step, with all its waits. */
+static int counted_step(struct story_self *self, const struct story_args *args,
+                        struct story_result *result)
 {
-        struct story *story = *state;
+        const struct story_counter counter = story_counter();
+        int r;
+
+        (void)args;
+        counter.begin();
+        r = whole_step(self, result);
+        (void)counter.end(-1);
+        result->value = counter.memory();
+        return r;
+}
+
+static unsigned long count(struct story *story, story_fn *fn)
+{
         unsigned long n = 0;
 
-        story_job_init(&story->job, &story->bed, "quiet", 2);
-        story_job_up(&story->job);
-        story_job_steps(&story->job, WARM);
         for (uint32_t i = 0; i < STEPS; i++) {
-                for (uint32_t rank = 0; rank < 2; rank++)
-                        story_post(&story->job.workers[rank], counted_step,
-                                   (struct story_args){ .timeout_ms = 10000 });
-                for (uint32_t rank = 0; rank < 2; rank++) {
+                for (uint32_t rank = 0; rank < 4; rank++)
+                        story_post(&story->job.workers[rank], fn, (struct story_args){ 0 });
+                for (uint32_t rank = 0; rank < 4; rank++) {
                         const struct story_result result =
                                 story_take(&story->job.workers[rank], 20000);
 
@@ -107,9 +221,23 @@ static void test_worker(void **state)
                         n += result.value;
                 }
         }
-        story_job_leave(&story->job);
+        return n;
+}
+
+static void test_workers(void **state)
+{
+        struct story *story = *state;
+        unsigned long n;
+
+        up(story);
+        (void)run_steps(story, WARM);
+        n = count(story, counted_hits);
         if (n)
                 fail_msg("%lu allocations and locks in workers' gathers and scatters", n);
+        n = count(story, counted_step);
+        if (n)
+                fail_msg("%lu allocations in workers' steps", n);
+        story_job_leave(&story->job);
 }
 
 #define STORY(test, setup) cmocka_unit_test_setup_teardown(test, setup, story_teardown)
@@ -119,8 +247,8 @@ static int run(void)
         const struct CMUnitTest tests[] = {
                 STORY(test_daemons, setup_shm),
                 STORY(test_daemons, setup_tcp),
-                STORY(test_worker, setup_shm),
-                STORY(test_worker, setup_tcp),
+                STORY(test_workers, setup_shm),
+                STORY(test_workers, setup_tcp),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

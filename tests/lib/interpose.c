@@ -4,8 +4,8 @@
  * into a program. SIGUSR1 begins to count, SIGUSR2 ends it and writes a report to the file
  * $INTERPOSE_OUT.PID: lines "NAME N", the frames of the first calls, "live N", which are the bytes
  * allocated since the program began and not freed, and at last "total N". A program that knows of
- * it calls interpose_begin(), interpose_end() and interpose_live() itself. Calls of all threads
- * count.
+ * it calls interpose_begin(), interpose_end(), interpose_memory() (how many of the calls were not
+ * about locks) and interpose_live() itself. Calls of all threads count.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -250,6 +250,16 @@ static char out_path[200];
 void interpose_begin(void);
 unsigned long interpose_end(int fd);
 unsigned long interpose_live(void);
+unsigned long interpose_memory(void);
+
+unsigned long interpose_memory(void)
+{
+        uint64_t n = 0;
+
+        for (int i = 0; i < LOCK; i++)
+                n += atomic_load(&counts[i]);
+        return n;
+}
 
 unsigned long interpose_live(void)
 {
