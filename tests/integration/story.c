@@ -2,6 +2,7 @@
 /* Worker processes and jobs for stories, see story.h. */
 #include "tests/integration/story.h"
 
+#include "proto/base/clock.h"
 #include "proto/base/num.h"
 #include "tests/lib/test.h"
 
@@ -301,10 +302,12 @@ static void serve(struct story_self *self, int fd)
                 _exit(2);
         while (recv(fd, &call, sizeof(call), 0) == (ssize_t)sizeof(call)) {
                 struct story_result result = { 0 };
-                uint64_t start = proc_now_ms();
+                const uint64_t starved = proc_starved_ns();
+                const uint64_t start = proc_now_ms();
 
                 result.status = call.fn(self, &call.args, &result);
-                result.ms = (int)(proc_now_ms() - start);
+                result.ms = (int)(proc_now_ms() - start -
+                                  (proc_starved_ns() - starved) / AE_NS_PER_MS);
                 if (result.status < 0)
                         (void)snprintf(result.text, sizeof(result.text), "%s", autoep_last_error());
                 if (send(fd, &result, sizeof(result), MSG_NOSIGNAL) != (ssize_t)sizeof(result))

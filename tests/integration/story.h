@@ -21,7 +21,7 @@ struct story_args {
 
 struct story_result {
         int status;
-        int ms;
+        int ms;         /* that it took, without those it had no processor */
         uint64_t value;
         char text[700];
 };

@@ -29,6 +29,19 @@ uint64_t proc_now_ms(void)
         return ae_now_ns() / AE_NS_PER_MS;
 }
 
+uint64_t proc_starved_ns(void)
+{
+        FILE *file = fopen("/proc/thread-self/schedstat", "re");
+        unsigned long long ran, waited = 0;
+
+        if (!file)
+                return 0;
+        if (fscanf(file, "%llu %llu", &ran, &waited) != 2)
+                waited = 0;
+        fclose(file);
+        return waited;
+}
+
 void proc_sleep_ms(int ms)
 {
         struct timespec time = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L };

@@ -62,6 +62,9 @@ struct proc_stat {
 struct proc_stat proc_stat_of(pid_t pid);
 
 uint64_t proc_now_ms(void);
+/* How long this thread could have run and had no processor, in all; 0 where the kernel doesn't say
+ * (/proc/thread-self/schedstat). */
+uint64_t proc_starved_ns(void);
 void proc_sleep_ms(int ms);
 /* Child @pid has ended within @ms: its wait status; asserts. */
 int proc_wait(pid_t pid, int ms);
