@@ -181,8 +181,12 @@ static int gather_missed(struct autoep *h, const struct want *want, int timeout_
         struct ae_deadline deadline;
         int r;
 
-        if ((!want->whole && ae_holds_check_ranges(h) < 0) ||
-            ae_holds_over(h, slot_len(want, want->len)))
+        if (!want->whole && ae_holds_check_ranges(h) < 0)
+                return fail_over(h, want, want->len);
+        /* One that is held already takes nothing more: the daemon withdraws entries for a moment
+         * to see whether anybody holds them. */
+        if (ae_holds_over(h, slot_len(want, want->len)) &&
+            !(want->whole && ae_holds_has(h, want->unit)))
                 return fail_over(h, want, want->len);
         if (timeout_ms == 0) {
                 r = want->whole ? ae_queue_post(h, &hint, true) : 0;

@@ -194,6 +194,18 @@ int ae_holds_drop(struct autoep *h, uint32_t slot)
         return 0;
 }
 
+bool ae_holds_has(const struct autoep *h, uint32_t unit)
+{
+        for (uint32_t i = 0; i < h->n_slots; i++) {
+                const struct hold *hold = &h->holds->slots[i];
+
+                if (atomic_load_explicit(&hold->count, memory_order_relaxed) &&
+                    atomic_load_explicit(&hold->unit, memory_order_relaxed) == unit)
+                        return true;
+        }
+        return false;
+}
+
 int ae_holds_check_none(const struct autoep *h)
 {
         char names[512] = "";

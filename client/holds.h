@@ -28,6 +28,8 @@ int ae_holds_drop(struct autoep *handle, uint32_t slot);
 uint64_t ae_holds_len(const struct autoep *handle);
 bool ae_holds_over(const struct autoep *handle, uint64_t len);
 int ae_holds_fail_over(const struct autoep *handle, uint32_t unit, uint64_t len);
+/* Whether a slot with @unit is held. */
+bool ae_holds_has(const struct autoep *handle, uint32_t unit);
 /* AE_EBUDGET when as many slots with a range alone are held as may be. */
 int ae_holds_check_ranges(const struct autoep *handle);
 /* 0, or AE_EHELD naming the units held. */

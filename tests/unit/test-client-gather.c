@@ -302,6 +302,27 @@ static void the_allowance_counts_slots_once(void **state)
         autoep_close(h);
 }
 
+/* The daemon looks for holds behind a withdrawn entry, and publishes it again when there are. */
+static void what_is_held_may_be_asked_for(void **state)
+{
+        struct fake_daemon *d = *state;
+        struct autoep_view views[2] = { AUTOEP_VIEW_INIT, AUTOEP_VIEW_INIT };
+        autoep *h;
+
+        d->config.hold_len = 3400;
+        h = job_join(d);
+        fake_publish(d, JOB_UNIT_LAYER, 0);
+        assert_int_equal(autoep_gather(h, JOB_UNIT_LAYER, 0, &views[0]), 0);
+        assert_false(fake_withdraw(d, JOB_UNIT_LAYER)); /* it is held */
+        assert_int_equal(autoep_gather(h, JOB_UNIT_EMBED, 5000, &views[1]), AUTOEP_EBUDGET);
+        assert_int_equal(d->n_gathers, 0);
+        /* asked, and only then refused: this answer comes from another slot */
+        assert_int_equal(autoep_gather(h, JOB_UNIT_LAYER, 5000, &views[1]), AUTOEP_EBUDGET);
+        assert_int_equal(d->n_gathers, 1);
+        assert_int_equal(autoep_release(h, &views[0]), 0);
+        autoep_close(h);
+}
+
 static void a_step_names_the_views_held(void **state)
 {
         struct fake_daemon *d = *state;
@@ -549,6 +570,7 @@ int main(void)
                 TEST(wrong_arguments_take_nothing),
                 TEST(releasing_twice_is_caught),
                 TEST(the_allowance_counts_slots_once),
+                TEST(what_is_held_may_be_asked_for),
                 TEST(a_step_names_the_views_held),
                 cmocka_unit_test(lies_in_answers_are_found),
                 TEST(impossible_words_are_found),
