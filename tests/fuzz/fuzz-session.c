@@ -5,6 +5,7 @@
  * up and ask for control. Whatever they do, the daemon serves and keeps no descriptor of theirs.
  */
 #include "tests/fuzz/input.h"
+#include "tests/lib/count.h"
 #include "tests/lib/invent.h"
 #include "tests/lib/test.h"
 
@@ -18,7 +19,6 @@
 #include "server/region.h"
 #include "server/session.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -359,18 +359,6 @@ static void act(struct scene *scene, struct input *input)
         default:
                 say_invented(scene, *fd, input);
         }
-}
-
-static uint32_t count_fds(void)
-{
-        DIR *dir = opendir("/proc/self/fd");
-        uint32_t n = 0;
-
-        assert_non_null(dir);
-        while (readdir(dir))
-                n++;
-        closedir(dir);
-        return n;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)

@@ -351,37 +351,55 @@ static void test_evaluation(void **state)
 
 /* ---- scatters and views ------------------------------------------------------------------ */
 
-/* In the smallest ring, and without rank 0, whose turn it is: the second piece is a little less
- * than half of 8 MiB, and the third doesn't fit behind it. */
+static const struct cluster_spec smallest_ring = { .n_nodes = 1, .workers = { 2 },
+                                                   .ring_len = AE_LOCAL_RING_MIN };
+
+#define SIZED_MAX 5u
+#define SIZED_N (1u << 22)
+static float sized_values[SIZED_N];
+
+/* A unit of @n[i] elements for each of @n_units. */
+static int sized_register(struct cluster_worker *w, const uint64_t *n, uint32_t n_units)
+{
+        static const char *const names[SIZED_MAX] = { "v", "w", "x", "y", "z" };
+        struct autoep_tensor tensors[SIZED_MAX] = { { 0 } };
+        struct autoep_model model = sgd;
+
+        for (uint32_t i = 0; i < n_units; i++)
+                tensors[i] = (struct autoep_tensor){
+                        .size = sizeof(tensors[i]), .name = names[i], .unit = names[i],
+                        .dtype = AUTOEP_F32, .n_dims = 1, .dims = { n[i] },
+                        .tensor_class = AUTOEP_DENSE, .init = sized_values
+                };
+        model.size = sizeof(model);
+        model.tensors = tensors;
+        model.n_tensors = n_units;
+        CLUSTER_TRY(w, autoep_register(w->handle, &model, AUTOEP_DEFAULT_TIMEOUT));
+        return 0;
+}
+
+static int sized_scatter(struct cluster_worker *w, uint32_t i, int timeout_ms)
+{
+        const struct autoep_gradient gradient = { .size = sizeof(gradient), .tensor = i,
+                                                  .dtype = AUTOEP_F32, .data = sized_values };
+
+        return autoep_scatter(w->handle, i, &gradient, 1, 0, timeout_ms);
+}
+
+/* Without rank 0, whose turn it is: in a ring of 8 MiB the second piece was a little less than
+ * half, and the third didn't fit behind it. */
 static int fill_ring(struct cluster_worker *w)
 {
         static const uint64_t n[] = { (1 << 19) + 4096, (1 << 20) - 4096, 1 << 20, 1 << 20,
                                       1 << 20 };
-        static const char *const names[] = { "v", "w", "x", "y", "z" };
-        static float values[1 << 20];
         struct autoep_step step = contract_step(contract_sgd);
-        struct autoep_tensor tensors[AE_ARRAY_LEN(n)] = { { 0 } };
-        struct autoep_model model = sgd;
         struct autoep_verdict v;
 
-        for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++)
-                tensors[i] = (struct autoep_tensor){
-                        .size = sizeof(tensors[i]), .name = names[i], .unit = names[i],
-                        .dtype = AUTOEP_F32, .n_dims = 1, .dims = { n[i] }, .group = i % 2,
-                        .tensor_class = AUTOEP_DENSE, .init = values
-                };
-        model.size = sizeof(model);
-        model.tensors = tensors;
-        model.n_tensors = AE_ARRAY_LEN(n);
-        CLUSTER_TRY(w, autoep_register(w->handle, &model, AUTOEP_DEFAULT_TIMEOUT));
+        DO(sized_register(w, n, AE_ARRAY_LEN(n)));
         if (w->rank == 0)
                 MEET(w);
-        for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++) {
-                const struct autoep_gradient gradient = { .size = sizeof(gradient), .tensor = i,
-                                                          .dtype = AUTOEP_F32, .data = values };
-
-                CLUSTER_TRY(w, autoep_scatter(w->handle, i, &gradient, 1, 0, 5000));
-        }
+        for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++)
+                CLUSTER_TRY(w, sized_scatter(w, i, 5000));
         if (w->rank == 1)
                 MEET(w);
         return contract_ask(w, &step, AUTOEP_APPLIED, &v);
@@ -389,11 +407,8 @@ static int fill_ring(struct cluster_worker *w)
 
 static void test_smallest_ring(void **state)
 {
-        const struct cluster_spec spec = { .n_nodes = 1, .workers = { 2 },
-                                           .ring_len = AE_LOCAL_RING_MIN };
-
         (void)state;
-        assert_int_equal(cluster_run(&spec, fill_ring, NULL), 0);
+        RUN(smallest_ring, fill_ring);
 }
 
 /* Rank 1 asks again and again for room for most of the ring, without waiting for it, while a
@@ -401,33 +416,18 @@ static void test_smallest_ring(void **state)
 static int poll_for_room(struct cluster_worker *w)
 {
         static const uint64_t n[] = { 2 << 20, 7 << 19 };
-        static const char *const names[] = { "a", "b" };
-        static float values[7 << 19];
-        struct autoep_step step = contract_step(contract_sgd);
-        struct autoep_tensor tensors[AE_ARRAY_LEN(n)] = { { 0 } };
         const uint64_t limit_ns = ae_now_ns() + 5 * AE_NS_PER_S;
-        struct autoep_model model = sgd;
+        struct autoep_step step = contract_step(contract_sgd);
         struct autoep_verdict v;
 
-        for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++)
-                tensors[i] = (struct autoep_tensor){
-                        .size = sizeof(tensors[i]), .name = names[i], .unit = names[i],
-                        .dtype = AUTOEP_F32, .n_dims = 1, .dims = { n[i] },
-                        .tensor_class = AUTOEP_DENSE, .init = values
-                };
-        model.size = sizeof(model);
-        model.tensors = tensors;
-        model.n_tensors = AE_ARRAY_LEN(n);
-        CLUSTER_TRY(w, autoep_register(w->handle, &model, AUTOEP_DEFAULT_TIMEOUT));
+        DO(sized_register(w, n, AE_ARRAY_LEN(n)));
         if (w->rank == 0)
                 MEET(w);
         for (uint32_t i = 0; i < AE_ARRAY_LEN(n); i++) {
-                const struct autoep_gradient gradient = { .size = sizeof(gradient), .tensor = i,
-                                                          .dtype = AUTOEP_F32, .data = values };
                 int r;
 
                 do {
-                        r = autoep_scatter(w->handle, i, &gradient, 1, 0, 0);
+                        r = sized_scatter(w, i, 0);
                 } while (r == AUTOEP_EAGAIN && ae_now_ns() < limit_ns && sched_yield() == 0);
                 CLUSTER_TRY(w, r);
         }
@@ -438,11 +438,8 @@ static int poll_for_room(struct cluster_worker *w)
 
 static void test_poll_for_room(void **state)
 {
-        const struct cluster_spec spec = { .n_nodes = 1, .workers = { 2 },
-                                           .ring_len = AE_LOCAL_RING_MIN };
-
         (void)state;
-        assert_int_equal(cluster_run(&spec, poll_for_room, NULL), 0);
+        RUN(smallest_ring, poll_for_room);
 }
 
 /* Even ranks scatter a before the exchange and b after it, odd ones the other way round. */

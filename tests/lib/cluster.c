@@ -12,11 +12,11 @@
 #include "proto/base/status.h"
 #include "proto/wire/local.h"
 #include "server/daemon.h"
+#include "tests/lib/count.h"
 #include "tests/lib/test.h"
 
 #include <arpa/inet.h>
 #include <assert.h>
-#include <dirent.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
@@ -349,22 +349,10 @@ static void stop_daemons(struct cluster *cluster)
 
 /* ---- what is left behind ---------------------------------------------------------------- */
 
-static size_t count_entries(const char *path)
-{
-        DIR *dir = opendir(path);
-        size_t n = 0;
-
-        assert(dir);
-        while (readdir(dir))
-                n++;
-        closedir(dir);
-        return n;
-}
-
 static struct trace take_trace(void)
 {
-        struct trace trace = { .n_fds = count_entries("/proc/self/fd"),
-                               .n_threads = count_entries("/proc/self/task") };
+        struct trace trace = { .n_fds = count_fds(),
+                               .n_threads = count_threads() };
         FILE *maps = fopen("/proc/self/maps", "re");
         char line[512];
 

@@ -2,7 +2,6 @@
 /* The test bed of the conformance suite; see bed.h. */
 #include "tests/net/bed.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -260,18 +259,6 @@ struct ae_net_stats bed_stats(const struct peer *peer)
 
         ae_net_stats(peer->net, &stats);
         return stats;
-}
-
-uint32_t bed_count_fds(void)
-{
-        DIR *dir = opendir("/proc/self/fd");
-        uint32_t n = 0;
-
-        assert_non_null(dir);
-        while (readdir(dir))
-                n++;
-        closedir(dir);
-        return n;
 }
 
 void bed_put(struct peer *peer, struct ae_net_conn *conn, const struct ae_net_key *key,

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "tests/lib/count.h"
 #include "tests/lib/test.h"
 
 #include <stdbool.h>
@@ -104,7 +105,6 @@ void area_fill(const struct area *area, uint64_t off, uint64_t len, uint64_t see
 bool area_has(const struct area *area, uint64_t off, uint64_t len, uint64_t seed, uint64_t skip);
 
 struct ae_net_stats bed_stats(const struct peer *peer);
-uint32_t bed_count_fds(void);
 /* Puts, turning the bed while there is back-pressure. */
 void bed_put(struct peer *peer, struct ae_net_conn *conn, const struct ae_net_key *key,
              uint64_t off, struct ae_net_mem *src, uint64_t src_off, uint64_t len, uint64_t note,

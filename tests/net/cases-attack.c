@@ -168,11 +168,11 @@ void attack_crowd(void **state)
         struct scene s;
 
         scene_open(&s, *state, 0);
-        before = bed_count_fds();
+        before = count_fds();
         for (int i = 0; i < 150; i++)
                 fds[i] = raw_connect(&s);
         bed_settle(*state);
-        assert_int_equal(bed_count_fds(), before + 150 + AE_NET_PENDING_MAX);
+        assert_int_equal(count_fds(), before + 150 + AE_NET_PENDING_MAX);
         check_unharmed(&s);
         for (int i = 0; i < 150; i++)
                 close(fds[i]);
@@ -529,7 +529,7 @@ void attack_bad_frames(void **state)
         struct scene s;
 
         scene_open(&s, *state, 0);
-        n_fds = bed_count_fds();
+        n_fds = count_fds();
         if (bed_is("tcp"))
                 tcp_bad_frames(&s);
         else
@@ -546,7 +546,7 @@ void attack_bad_frames(void **state)
                 check_repelled(&s, &at, i + 1);
         }
         bed_turn(*state);
-        assert_int_equal(bed_count_fds(), n_fds); /* nothing it passed is still open */
+        assert_int_equal(count_fds(), n_fds); /* nothing it passed is still open */
         scene_close(&s);
 }
 

@@ -206,12 +206,12 @@ void allocations_fail(void **state)
         if (((struct bed *)*state)->sim)
                 skip(); /* sim aborts instead */
         assert_int_equal(uv_loop_init(&loop), 0);
-        before = bed_count_fds();
+        before = count_fds();
         assert_true(fault_alloc_sweep(try_open, &loop, AE_ENOMEM) >= 3);
         assert_true(fault_alloc_sweep(try_connect, peer, AE_ENOMEM) >= 4);
         uv_run(&loop, UV_RUN_DEFAULT);
         bed_settle(*state);
-        assert_int_equal(bed_count_fds(), before);
+        assert_int_equal(count_fds(), before);
         assert_int_equal(uv_loop_close(&loop), 0);
 }
 
@@ -532,10 +532,10 @@ void no_descriptor_growth(void **state)
                 ae_net_conn_close(i % 2 ? far : conn);
                 bed_turn(*state);
                 if (i == 10)
-                        before = bed_count_fds();
+                        before = count_fds();
         }
         bed_turn(*state);
-        after = bed_count_fds();
+        after = count_fds();
         assert_int_equal(after, before);
         bed_close(a);
         bed_close(b);

@@ -444,7 +444,7 @@ void ping_pong_by_wake(void **state)
 
         alarm(200); /* a lost wake-up ends the test here */
         assert_int_equal(uv_loop_init(&loop), 0);
-        before = bed_count_fds();
+        before = count_fds();
         sleeper_open(&b, bed, 2, &loop);
         sleeper_open(&a, bed, 1, &loop);
         assert_int_equal(ae_net_connect(a.net, b.address, 2, &conn), 0);
@@ -455,7 +455,7 @@ void ping_pong_by_wake(void **state)
         sleeper_close(&a);
         sleeper_close(&b);
         uv_run(&loop, UV_RUN_DEFAULT);
-        assert_int_equal(bed_count_fds(), before);
+        assert_int_equal(count_fds(), before);
         assert_int_equal(uv_loop_close(&loop), 0);
         alarm(0);
 }

@@ -17,21 +17,6 @@
 #define W 0u
 #define MINUS_1 0xbf80u /* as bf16 */
 
-static void post(struct bed_worker *worker, const struct ae_local_sqe *sqe)
-{
-        struct ae_local_page *page = bed_page(worker);
-        uint32_t tail = atomic_load(&page->sq_tail);
-
-        page->sq[tail % AE_LOCAL_SQ_LEN] = *sqe;
-        atomic_store(&page->sq_tail, tail + 1);
-        assert_int_equal(ae_core_worker_ring(worker->worker), 0);
-}
-
-static void post_gather(struct bed_worker *worker, uint32_t unit)
-{
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = unit, .token = unit });
-}
-
 /* @n gradients of 1 at absolute position @pos of the ring. */
 static void scatter(struct bed_worker *worker, uint32_t unit, uint64_t pos, uint32_t n)
 {
@@ -40,11 +25,11 @@ static void scatter(struct bed_worker *worker, uint32_t unit, uint64_t pos, uint
         assert_true((pos + n) * sizeof(float) <= bed_page(worker)->grad_len);
         for (uint64_t i = 0; i < n; i++)
                 ring[pos + i] = 1;
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_PIECE, .unit = unit,
-                                             .dtype = AE_DTYPE_F32, .n = n,
-                                             .pos = pos * sizeof(float),
-                                             .len = n * (uint32_t)sizeof(float) });
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_SCATTERED, .unit = unit });
+        bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_PIECE, .unit = unit,
+                                                   .dtype = AE_DTYPE_F32, .n = n,
+                                                   .pos = pos * sizeof(float),
+                                                   .len = n * (uint32_t)sizeof(float) });
+        bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_SCATTERED, .unit = unit });
 }
 
 /* Plain SGD: masters and weights, all 0 before, become minus the sum of all ranks' gradients. The
@@ -61,7 +46,7 @@ static void ask(struct bed_worker *worker)
         page->step.ask.balance_rate = 1;
         page->step.n_counts = BED_BIAS_N;
         page->step.counts[0] = 1;
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_STEP, .token = round });
+        bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_STEP, .token = round });
 }
 
 static void use_sgd(Autoep__Model *model)
@@ -147,10 +132,10 @@ static void check_overlap(uint32_t n_nodes, uint64_t big_n)
                 assert_int_not_equal(ae_local_entry_slot(entry), AE_LOCAL_SLOT_NONE);
                 entry = atomic_load(&job->entries[V]);
                 assert_int_equal(ae_local_entry_slot(entry), AE_LOCAL_SLOT_NONE);
-                post_gather(worker, U);
+                bed_gather(worker, U);
                 bed_run(bed);
                 check_answer(worker, 1, U);
-                post_gather(worker, V);
+                bed_gather(worker, V);
                 bed_run(bed);
                 assert_int_equal(atomic_load(&bed_page(worker)->cq_tail), 1);
                 assert_true(job->n_applying > 0);

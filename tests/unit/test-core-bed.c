@@ -533,6 +533,27 @@ struct ae_local_page *bed_page(const struct bed_worker *worker)
         return (struct ae_local_page *)(void *)ae_core_worker_page(worker->worker)->base;
 }
 
+void bed_post(struct bed_worker *worker, const struct ae_local_sqe *sqe)
+{
+        struct ae_local_page *page = bed_page(worker);
+        uint32_t tail = atomic_load(&page->sq_tail);
+
+        page->sq[tail % AE_LOCAL_SQ_LEN] = *sqe;
+        atomic_store(&page->sq_tail, tail + 1);
+}
+
+void bed_submit(struct bed_worker *worker, const struct ae_local_sqe *sqe)
+{
+        bed_post(worker, sqe);
+        assert_int_equal(ae_core_worker_ring(worker->worker), 0);
+}
+
+void bed_gather(struct bed_worker *worker, uint32_t unit)
+{
+        bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = unit,
+                                                   .token = unit });
+}
+
 struct ae_job *bed_job(const struct bed *bed, uint32_t node)
 {
         struct ae_list *first = bed->nodes[node].core->jobs.next;

@@ -107,6 +107,12 @@ void bed_register_init(struct bed_worker *worker, void (*change)(Autoep__Model *
                        uint64_t len);
 void bed_register_reader(struct bed_worker *worker);
 struct ae_local_page *bed_page(const struct bed_worker *worker);
+/* An entry in the worker's ring, of which the core doesn't know yet. */
+void bed_post(struct bed_worker *worker, const struct ae_local_sqe *sqe);
+/* One that the core takes, and finds nothing wrong with. */
+void bed_submit(struct bed_worker *worker, const struct ae_local_sqe *sqe);
+/* A gather, whose token is the unit. */
+void bed_gather(struct bed_worker *worker, uint32_t unit);
 struct ae_job *bed_job(const struct bed *bed, uint32_t node);
 
 /* A job of one rank a node that is live. */

@@ -15,20 +15,10 @@
 #define RANGE_N (UINT64_C(100) << 10)
 #define V 1u /* the larger unit */
 
-static void post(struct bed_worker *worker, const struct ae_local_sqe *sqe)
-{
-        struct ae_local_page *page = bed_page(worker);
-        uint32_t tail = atomic_load(&page->sq_tail);
-
-        page->sq[tail % AE_LOCAL_SQ_LEN] = *sqe;
-        atomic_store(&page->sq_tail, tail + 1);
-        assert_int_equal(ae_core_worker_ring(worker->worker), 0);
-}
-
 static void post_range(struct bed_worker *worker, uint64_t token)
 {
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .unit = V, .n = RANGE_N,
-                                             .token = token });
+        bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .unit = V, .n = RANGE_N,
+                                                   .token = token });
 }
 
 static const struct ae_local_cqe *answer(const struct bed_worker *worker, uint32_t i)
@@ -119,8 +109,8 @@ static void test_ranges_share_a_fetch(void **state)
         worker = &bed->workers[0];
         post_range(worker, 1);
         post_range(worker, 2);
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .unit = V, .n = RANGE_N - 1,
-                                             .token = 3 });
+        bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .unit = V, .n = RANGE_N - 1,
+                                                   .token = 3 });
         assert_int_equal(n_range_fetches(bed), 2);
         bed_run(bed);
         assert_int_equal(n_answers(worker), 3);
@@ -170,14 +160,14 @@ static void test_range_evicts_for_a_slot(void **state)
         for (uint32_t i = 0; i < job->n_slots; i++) {
                 const struct ae_local_cqe *cqe = &page->cq[i % AE_LOCAL_CQ_LEN];
 
-                post(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .unit = V, .n = 64,
-                                                     .token = i });
+                bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_RANGE, .unit = V, .n = 64,
+                                                           .token = i });
                 bed_run(bed);
                 assert_int_equal(n_answers(worker), i + 1);
                 assert_int_equal(cqe->status, 0);
                 atomic_store(&page->cq_head, i + 1);
                 atomic_store(&page->holds[cqe->slot], 1);
-                post(worker, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = cqe->slot });
+                bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = cqe->slot });
         }
         for (uint32_t u = 0; u < BED_UNITS; u++)
                 assert_int_equal(job->units[u].slot, AE_LOCAL_SLOT_NONE);
@@ -285,18 +275,18 @@ static void gather(struct bed *bed, uint32_t unit)
         struct bed_worker *worker = &bed->workers[0];
         const struct ae_local_cqe *cqe = answer(worker, n_answers(worker));
 
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = unit, .token = unit });
+        bed_gather(worker, unit);
         bed_run(bed);
         assert_ptr_equal(cqe + 1, answer(worker, n_answers(worker)));
         assert_int_equal(cqe->token, unit);
         assert_int_equal(cqe->status, 0);
         assert_true(is_cached(bed, unit));
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = cqe->slot });
+        bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_UNPIN, .slot = cqe->slot });
 }
 
 static void hint(struct bed *bed, uint32_t unit)
 {
-        post(&bed->workers[0], &(struct ae_local_sqe){ .op = AE_SQ_PREFETCH, .unit = unit });
+        bed_submit(&bed->workers[0], &(struct ae_local_sqe){ .op = AE_SQ_PREFETCH, .unit = unit });
 }
 
 /* A new version of all units; what it wants is on its way. */
@@ -428,7 +418,7 @@ static void test_gather_joins_a_hint(void **state)
         atomic_store(&bed_page(worker)->holds[slot], 0);
         hint(bed, 1);
         assert_int_equal(n_fetches(job), 1);
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = 1, .token = 1 });
+        bed_submit(worker, &(struct ae_local_sqe){ .op = AE_SQ_GATHER, .unit = 1, .token = 1 });
         assert_int_equal(n_fetches(job), 1);
         assert_int_equal(n_answers(worker), 0);
         bed_run(bed);

@@ -12,15 +12,6 @@
 #define LEN ((uint32_t)sizeof(struct ae_local_xhead))
 #define N 10u /* messages, more than a flow has slots */
 
-static void post(struct bed_worker *worker, const struct ae_local_sqe *sqe)
-{
-        struct ae_local_page *page = bed_page(worker);
-        uint32_t tail = atomic_load(&page->sq_tail);
-
-        page->sq[tail % AE_LOCAL_SQ_LEN] = *sqe;
-        atomic_store(&page->sq_tail, tail + 1);
-}
-
 static void look(struct bed_worker *worker)
 {
         assert_int_equal(ae_core_worker_ring(worker->worker), 0);
@@ -30,8 +21,8 @@ static void look(struct bed_worker *worker)
 static void post_send(struct bed_worker *worker, uint32_t i)
 {
         memset(worker->worker->xout->base + i * LEN, (int)i, LEN);
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XSEND, .rank = 1 - worker->rank,
-                                             .len = LEN, .pos = i * LEN });
+        bed_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XSEND, .rank = 1 - worker->rank,
+                                                 .len = LEN, .pos = i * LEN });
 }
 
 static void leave(struct bed_worker *worker)
@@ -72,7 +63,7 @@ static void receive(struct bed_worker *worker, uint32_t i)
 
         assert_int_equal(atomic_load(&xin->flows[from].ready[i % AE_LOCAL_XSLOTS]), i + 1);
         assert_int_equal(region->base[off], i);
-        post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = from, .n = i + 1 });
+        bed_post(worker, &(struct ae_local_sqe){ .op = AE_SQ_XACK, .rank = from, .n = i + 1 });
         look(worker);
 }
 

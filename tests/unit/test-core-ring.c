@@ -20,11 +20,7 @@
 
 static int post(struct bed_worker *worker, const struct ae_local_sqe *sqe)
 {
-        struct ae_local_page *page = bed_page(worker);
-        uint32_t tail = atomic_load(&page->sq_tail);
-
-        page->sq[tail % AE_LOCAL_SQ_LEN] = *sqe;
-        atomic_store(&page->sq_tail, tail + 1);
+        bed_post(worker, sqe);
         return ae_core_worker_ring(worker->worker);
 }
 

@@ -4,8 +4,8 @@
 
 #include "proto/base/status.h"
 #include "server/region.h"
+#include "tests/lib/count.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -187,18 +187,6 @@ static void test_reopen(void **state)
         assert_int_equal(WEXITSTATUS(status), 0);
 }
 
-static int count_fds(void)
-{
-        DIR *dir = opendir("/proc/self/fd");
-        int n = 0;
-
-        assert_non_null(dir);
-        while (readdir(dir))
-                n++;
-        closedir(dir);
-        return n;
-}
-
 /* Sizes that cannot be: an error that names the memory, and no descriptor left behind. */
 static void test_refused(void **state)
 {
@@ -209,7 +197,7 @@ static void test_refused(void **state)
                 { .name = "autoep-huge", .len = 0 },
                 { .name = "autoep-huge", .len = 0, .shared = true },
         };
-        int before = count_fds();
+        size_t before = count_fds();
 
         (void)state;
         for (size_t i = 0; i < sizeof(specs) / sizeof(specs[0]); i++) {
