@@ -553,7 +553,7 @@ int ae_bench_case_fetch(struct ae_bench_job *job)
 
         for (int mode = 0; r == 0 && mode < N_MODES; mode++) {
                 if (mode == MODE_PART && workers_of(job) > 1)
-                        continue; /* a range is fetched for each worker that asks */
+                        continue; /* who asks once a range has come fetches it again */
                 r = measure_fetch(job, (enum mode)mode);
         }
         return r;
